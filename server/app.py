@@ -1,0 +1,37 @@
+"""The application: routes, error handlers and a service, for as long as the server runs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from server.errors import install_handlers
+from server.routes import router
+from server.service import EngineLike, Service
+from server.settings import Settings
+
+
+def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> FastAPI:
+    """An app that answers at once and is ready when `load`, on a thread, has returned."""
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(service.start(load))
+        yield
+        await starting
+        await service.stop()
+
+    app = FastAPI(
+        title="specdec",
+        description="Byte-level language models, with lossless speculative decoding.",
+        version=version("specdec"),
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.include_router(router)
+    install_handlers(app)
+    return app

@@ -1,0 +1,167 @@
+"""The thread that owns torch: it takes messages, runs rounds, delivers events.
+
+Knows no HTTP and no event loop: `deliver` callbacks are called on its thread and must not block.
+Which rows do what is the scheduler's; what a round is, the decoder's.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
+from server.scheduler import Deliveries, Plan, Scheduler
+from specdec.decoder import LONGEST_CHUNK, Decoder, Job
+
+logger = logging.getLogger(__name__)
+
+Deliver = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class _Submit:
+    submission: Submission
+    deliver: Deliver
+    at: float
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    request_id: str
+
+
+@dataclass(frozen=True)
+class _Stop:
+    pass
+
+
+class Engine:
+    """Continuous batching over a decoder's slots, on a thread of its own."""
+
+    def __init__(self, decoder: Decoder, info: EngineInfo) -> None:
+        self.info = info
+        self._decoder = decoder
+        self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK)
+        self._inbox: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
+        self._deliver: dict[str, Deliver] = {}
+        self._open: set[int] = set()
+        self._rounds = 0
+        self._progress = time.monotonic()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, submission: Submission, deliver: Deliver) -> None:
+        """Queues a request; thread-safe."""
+        self._inbox.put(_Submit(submission, deliver, time.monotonic()))
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request with reason cancelled if it is in flight; thread-safe."""
+        self._inbox.put(_Cancel(request_id))
+
+    def stop(self) -> None:
+        """Ends everything in flight with an error and the thread with it."""
+        self._inbox.put(_Stop())
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def status(self) -> EngineStatus:
+        running, waiting = self._scheduler.running, self._scheduler.waiting
+        waiting += self._inbox.qsize()
+        return EngineStatus(
+            running=running,
+            waiting=waiting,
+            rounds=self._rounds,
+            idle=not (running or waiting),
+            seconds_since_progress=time.monotonic() - self._progress,
+            alive=self._thread.is_alive(),
+        )
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._receive()
+            plan = self._scheduler.plan(time.monotonic())
+            if not plan.empty:
+                self._send(self._round(plan))
+            self._progress = time.monotonic()
+        self._send(self._scheduler.fail_all("the server is shutting down"))
+
+    def _receive(self) -> None:
+        """Takes what has arrived; waits for a message while there is no row to decode."""
+        idle = not (self._scheduler.running or self._scheduler.waiting)
+        try:
+            message = self._inbox.get(block=idle)
+            while True:
+                self._handle(message)
+                message = self._inbox.get_nowait()
+        except Empty:
+            pass
+
+    def _handle(self, message: _Submit | _Cancel | _Stop) -> None:
+        if isinstance(message, _Submit):
+            if not (self._scheduler.running or self._scheduler.waiting):
+                self._progress = time.monotonic()
+            request_id = message.submission.request_id
+            if request_id in self._deliver:
+                message.deliver(Failed(f"request_id {request_id} is already in flight"))
+                return
+            self._deliver[request_id] = message.deliver
+            self._scheduler.submit(message.submission, message.at)
+        elif isinstance(message, _Cancel):
+            self._send(self._scheduler.cancel(message.request_id, time.monotonic()))
+        else:
+            self._stopping = True
+
+    def _round(self, plan: Plan) -> Deliveries:
+        """One round; an exception in it fails the rows that it touched, and those alone."""
+        for slot in plan.close:
+            self._free(slot)
+        refused: Deliveries = []
+        for slot, submission in plan.open:
+            try:
+                self._decoder.open(slot, _job(submission))
+                self._open.add(slot)
+            except ValueError as error:
+                refused += self._scheduler.fail([slot], str(error))
+        drafts = {slot: n for slot, n in plan.drafts.items() if slot in self._open}
+        chunks = {slot: n for slot, n in plan.chunks.items() if slot in self._open}
+        if not drafts and not chunks:
+            return refused
+        try:
+            results = self._decoder.step(drafts, chunks)
+        except Exception as error:
+            logger.exception("a round failed")
+            return refused + self._scheduler.fail([*drafts, *chunks], f"a round failed: {error}")
+        self._rounds += 1
+        done = Plan(drafts=drafts, chunks=chunks)
+        return refused + self._scheduler.apply(done, results, time.monotonic())
+
+    def _free(self, slot: int) -> None:
+        if slot in self._open:
+            self._decoder.close(slot)
+            self._open.discard(slot)
+
+    def _send(self, deliveries: Deliveries) -> None:
+        for request_id, event in deliveries:
+            deliver = self._deliver[request_id]
+            if not isinstance(event, Progress):
+                del self._deliver[request_id]
+            try:
+                deliver(event)
+            except Exception:
+                logger.exception("the receiver of %s failed", request_id)
+
+
+def _job(submission: Submission) -> Job:
+    return Job(
+        prompt=submission.prompt,
+        max_tokens=submission.max_tokens,
+        params=submission.params,
+        seed=submission.seed,
+        draft_length=submission.draft_length,
+        eos=submission.eos,
+    )

@@ -1,0 +1,206 @@
+"""What goes wrong on the way to an answer, and the one envelope in which every error leaves.
+
+    ApiError
+    ├── InvalidField          422  a field is wrong in itself
+    ├── Impossible            400  well-formed, but not with this model
+    ├── NotJson               400
+    ├── Duplicate             409  the request id is in flight
+    ├── BodyTooLarge          413
+    ├── UnsupportedMediaType  415
+    ├── ClientGone            499  nobody is left to read it
+    ├── EngineError           500
+    └── Unavailable           503  still loading, or broken
+
+Messages name fields and never repeat what the client sent as a value.
+"""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+REQUEST_ID = "X-Request-ID"
+
+_SHOWN_MISTAKES = 4
+_SHOWN_NAME = 64
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorEnvelope(BaseModel):
+    """The body of every response that is not a success."""
+
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """An error for the client: `param` names the field at fault, `code` is for programs."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.code
+        self.status = status or self.status
+
+    @property
+    def type(self) -> str:
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
+    @property
+    def envelope(self) -> dict[str, object]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class InvalidField(ApiError):
+    status = 422
+    code = "invalid_field"
+
+
+class Impossible(ApiError):
+    status = 400
+    code = "impossible"
+
+
+class NotJson(ApiError):
+    status = 400
+    code = "invalid_json"
+
+
+class Duplicate(ApiError):
+    status = 409
+    code = "duplicate_request_id"
+
+
+class BodyTooLarge(ApiError):
+    status = 413
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(ApiError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class ClientGone(ApiError):
+    status = 499
+    code = "client_gone"
+
+
+class EngineError(ApiError):
+    status = 500
+    code = "engine_error"
+
+
+class Unavailable(ApiError):
+    status = 503
+    code = "unavailable"
+
+
+def from_validation(error: ValidationError, body: bytes) -> ApiError:
+    """What pydantic found wrong in a body, the first few mistakes in one message."""
+    mistakes = error.errors(include_url=False, include_input=False)
+    first = mistakes[0]
+    if first["type"] == "json_invalid":
+        field = _field_with_lone_surrogate(body)
+        if field is not None:
+            return InvalidField(f"{field}: has a lone surrogate, which is not text", field)
+        return NotJson(f"the body is not valid JSON: {first['ctx']['error']}")
+    shown = []
+    params = []
+    for mistake in mistakes[:_SHOWN_MISTAKES]:
+        # validators of several fields say in their context which one is at fault
+        param = mistake.get("ctx", {}).get("param")
+        if param is None and mistake["loc"]:
+            param = _printable(str(mistake["loc"][0]))
+        message = mistake["msg"]
+        if mistake["type"] == "extra_forbidden":
+            message = "no such field"
+        shown.append(f"{param}: {message}" if param else message)
+        params.append(param)
+    if len(mistakes) > _SHOWN_MISTAKES:
+        shown.append(f"and {len(mistakes) - _SHOWN_MISTAKES} more")
+    return InvalidField("; ".join(shown), params[0], first["type"])
+
+
+def _field_with_lone_surrogate(body: bytes) -> str | None:
+    """The top-level field for which pydantic's parser refused the body without naming it."""
+    try:
+        document = json.loads(body)
+        fields = document.items() if isinstance(document, dict) else ()
+        return next(
+            (_printable(name) for name, value in fields if _is_no_text([name, value])), None
+        )
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_no_text(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _printable(name: str) -> str:
+    return name.encode("ascii", "backslashreplace").decode()[:_SHOWN_NAME]
+
+
+def install_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_unforeseen)
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _respond(request, error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    translated = ApiError(str(error.detail), code=code, status=error.status_code)
+    return _respond(request, translated, error.headers)
+
+
+async def _on_unforeseen(request: Request, error: Exception) -> Response:
+    # the ASGI server logs the traceback: starlette raises the error again once this is sent
+    return _respond(request, ApiError("the server made a mistake"))
+
+
+def _respond(
+    request: Request, error: ApiError, headers: Mapping[str, str] | None = None
+) -> Response:
+    request_id = getattr(request.state, "request_id", None)
+    echoed = {REQUEST_ID: request_id} if request_id else {}
+    return Response(
+        json.dumps(error.envelope), error.status, {**(headers or {}), **echoed}, "application/json"
+    )

@@ -1,0 +1,101 @@
+"""From settings to a running engine: checkpoint, device, row-invariance check, warm-up."""
+
+import logging
+import time
+
+import torch
+
+from server.engine import Engine
+from server.messages import EngineInfo, Exactness
+from server.settings import Settings
+from specdec.checkpoint import load_model, load_prophet
+from specdec.decoder import Decoder, Job, generate
+from specdec.drafter import AutoregressiveDrafter
+from specdec.invariance import measure_invariance
+from specdec.packed import PackedModel
+from specdec.sampling import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one.  ValueError where what is asked for is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, and this torch finds no CUDA device")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and on processors that multiply it, else float32."""
+    if name != "auto":
+        return _DTYPES[name]
+    native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_engine(settings: Settings) -> Engine:
+    """A started engine.  ValueError, naming file or setting, for what cannot be served."""
+    began = time.monotonic()
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    model = load_model(settings.checkpoint)
+    prophet = load_prophet(settings.checkpoint)
+    longest = model.config.max_position_embeddings
+    context = settings.max_context or longest
+    if context > longest:
+        raise ValueError(f"max_context: {context} exceeds the model's context of {longest}")
+    packed = PackedModel(
+        model, slots=settings.max_batch, context=context, device=device, dtype=dtype
+    )
+    invariance = measure_invariance(packed)
+    drafter = None
+    if prophet is not None:
+        drafter = AutoregressiveDrafter(
+            prophet, slots=settings.max_batch, device=device, dtype=dtype
+        )
+    decoder = Decoder(packed, drafter, slots=settings.max_batch, context=context, device=device)
+    _warm_up(decoder, min(settings.draft_length, drafter.longest) if drafter else 0)
+    info = EngineInfo(
+        model_name=settings.checkpoint.resolve().name,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        exactness=Exactness.EXACT if invariance.exact else Exactness.FAST,
+        context=context,
+        max_batch=settings.max_batch,
+        eos=model.config.eos_token_id,
+        longest_draft=drafter.longest if drafter else 0,
+        parameters=sum(p.numel() for p in model.parameters()),
+        prophet_parameters=sum(p.numel() for p in prophet.parameters()) if prophet else 0,
+        cache_bytes=packed.cache_bytes,
+    )
+    logger.info(
+        "loaded %s on %s in %s: %.1f M parameters, %d slots of %d bytes, cache %.1f MiB; "
+        "rows differ at %d of %d places (%s); %.1f s",
+        info.model_name,
+        info.device,
+        info.dtype,
+        info.parameters / 1e6,
+        info.max_batch,
+        info.context,
+        info.cache_bytes / 2**20,
+        invariance.differing,
+        invariance.places,
+        info.exactness,
+        time.monotonic() - began,
+    )
+    engine = Engine(decoder, info)
+    engine.start()
+    return engine
+
+
+def _warm_up(decoder: Decoder, draft_length: int) -> None:
+    """A few rounds of each path, so that the first request meets no first-call cost."""
+    room = min(16, decoder.context - 1)
+    for draft in {0, draft_length}:
+        for temperature in (0.0, 1.0):
+            params = SamplingParams(temperature=temperature)
+            generate(decoder, [Job(b"\n", room, params, draft_length=draft)])

@@ -1,0 +1,135 @@
+"""What the HTTP side and the engine thread say to each other: small frozen records, no tensors.
+
+A `Submission` goes in; for each, any number of `Progress` come out and then exactly one
+`Finished` or `Failed`.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from specdec.sampling import SamplingParams
+
+
+class Mode(StrEnum):
+    """The decode path of a request: one byte per pass, drafts, or whichever pays."""
+
+    BASE = "base"
+    SPECULATIVE = "speculative"
+    AUTO = "auto"
+
+
+class FinishReason(StrEnum):
+    LENGTH = "length"
+    STOP = "stop"
+    CANCELLED = "cancelled"
+
+
+class Exactness(StrEnum):
+    """exact: the same bytes in any mode and any batch; fast: but for near-ties."""
+
+    EXACT = "exact"
+    FAST = "fast"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One text to continue.  `request_id` is unique among the requests in flight.
+
+    `mode` is base or speculative: what auto means is decided before.  `draft_length` is 0 for
+    base.  `stops` are byte strings that end the output and are left out of it; `eos` is the
+    model's end-of-document byte unless the request ignores it.
+    """
+
+    request_id: str
+    prompt: bytes
+    max_tokens: int
+    params: SamplingParams
+    seed: int
+    mode: Mode
+    draft_length: int
+    eos: int | None
+    stops: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """What drafting did for one request: rounds are passes of the model that emitted bytes."""
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    accepted_per_position: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that one request waited, consumed its prompt and decoded."""
+
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """More output, in order, never empty; `seconds_per_byte` is amortised over its round."""
+
+    output: bytes
+    seconds_per_byte: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end: what output was still held back, why, and the figures of the whole request.
+
+    `completion_tokens` counts every byte of output, those of earlier `Progress` included.
+    """
+
+    output: bytes
+    reason: FinishReason
+    completion_tokens: int
+    speculation: Speculation = field(default_factory=Speculation)
+    timing: Timing = field(default_factory=Timing)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request ended by an error of the server's."""
+
+    message: str
+
+
+Event = Progress | Finished | Failed
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What is loaded, fixed from start on."""
+
+    model_name: str
+    device: str
+    dtype: str
+    exactness: Exactness
+    context: int
+    max_batch: int
+    eos: int | None
+    longest_draft: int
+    """0 without a prophet."""
+    parameters: int
+    prophet_parameters: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """A glance at a running engine, cheap enough for every scrape."""
+
+    running: int
+    waiting: int
+    rounds: int
+    idle: bool
+    """No work was waiting or running at the last look."""
+    seconds_since_progress: float
+    """Since the last round ended or work last arrived at an idle engine."""
+    alive: bool
+    """The engine thread runs."""

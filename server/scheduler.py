@@ -1,0 +1,193 @@
+"""Who decodes in which slot this round: plain Python, no tensors, no threads, no clock.
+
+First come, first served.  Rows join and leave at every round; prompts are consumed in chunks that
+share rounds with decoding, at most `chunk` bytes of prompt in a round.  The engine carries out a
+`Plan` and hands back what each row got; the scheduler turns that into the requests' events.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from server.messages import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Progress,
+    Speculation,
+    Submission,
+    Timing,
+)
+from server.stops import StopMatcher
+from specdec.decoder import RowResult
+
+Deliveries = list[tuple[str, Event]]
+"""(request_id, event) pairs, in order."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One round: slots to free, rows to open in slots, drafts and prompt bytes by slot."""
+
+    close: tuple[int, ...] = ()
+    open: tuple[tuple[int, Submission], ...] = ()
+    drafts: Mapping[int, int] = field(default_factory=dict)
+    chunks: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        return not (self.close or self.open or self.drafts or self.chunks)
+
+
+class _Row:
+    """A request and how far it is."""
+
+    def __init__(self, submission: Submission, now: float) -> None:
+        self.submission = submission
+        self.matcher = StopMatcher(submission.stops, submission.params.min_tokens)
+        self.to_prefill = len(submission.prompt) - 1
+        self.submitted = self.admitted = self.decoding = self.emitted = now
+        self.generated = self.released = 0
+        self.rounds = self.drafted = self.accepted = 0
+        self.per_position = [0] * submission.draft_length
+
+    def take(self, result: RowResult, now: float) -> list[Event]:
+        """The events of one round; the last is `Finished` if it ended the request."""
+        submission = self.submission
+        fresh = result.output[:-1] if result.ended else result.output
+        output, stopped = self.matcher.feed(fresh)
+        # what lies behind a stop counts neither as output nor as accepted
+        accepted = min(result.accepted, len(result.output) - self.matcher.surplus)
+        self.rounds += 1
+        self.drafted += result.drafted
+        self.accepted += accepted
+        for position in range(accepted):
+            self.per_position[position] += 1
+        self.generated += len(fresh)
+        seconds_per_byte = (now - self.emitted) / len(result.output)
+        self.emitted = now
+        if stopped or result.ended or self.generated >= submission.max_tokens:
+            if not stopped:
+                output += self.matcher.flush()
+            reason = FinishReason.STOP if stopped or result.ended else FinishReason.LENGTH
+            # the bytes of the last round are latency samples too
+            events: list[Event] = []
+            if output:
+                events.append(self._progress(output, seconds_per_byte))
+            return [*events, self.finish(reason, now)]
+        return [self._progress(output, seconds_per_byte)] if output else []
+
+    def _progress(self, output: bytes, seconds_per_byte: float) -> Progress:
+        self.released += len(output)
+        return Progress(output, seconds_per_byte)
+
+    def finish(self, reason: FinishReason, now: float) -> Finished:
+        held = self.matcher.flush()
+        self.released += len(held)
+        return Finished(
+            output=held,
+            reason=reason,
+            completion_tokens=self.released,
+            speculation=Speculation(
+                self.rounds, self.drafted, self.accepted, tuple(self.per_position)
+            ),
+            timing=Timing(
+                queue_s=self.admitted - self.submitted,
+                prefill_s=self.decoding - self.admitted,
+                decode_s=now - self.decoding,
+            ),
+        )
+
+
+class Scheduler:
+    """Waiting requests, running rows and free slots."""
+
+    def __init__(self, slots: int, chunk: int) -> None:
+        self._chunk = chunk
+        self._free = list(range(slots - 1, -1, -1))
+        self._closing: list[int] = []
+        self._waiting: deque[_Row] = deque()
+        self._running: dict[int, _Row] = {}
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, submission: Submission, now: float) -> None:
+        self._waiting.append(_Row(submission, now))
+
+    def cancel(self, request_id: str, now: float) -> Deliveries:
+        """Takes a request out, wherever it is; nothing if it is not in flight."""
+        for row in self._waiting:
+            if row.submission.request_id == request_id:
+                self._waiting.remove(row)
+                row.admitted = row.decoding = now
+                return [(request_id, row.finish(FinishReason.CANCELLED, now))]
+        for slot, row in self._running.items():
+            if row.submission.request_id == request_id:
+                self._release(slot)
+                return [(request_id, row.finish(FinishReason.CANCELLED, now))]
+        return []
+
+    def plan(self, now: float) -> Plan:
+        """The next round; what it opens is running from here on."""
+        closing, self._closing = tuple(self._closing), []
+        self._free.extend(closing)
+        self._free.sort(reverse=True)
+        opening = []
+        while self._free and self._waiting:
+            slot, row = self._free.pop(), self._waiting.popleft()
+            row.admitted = row.decoding = now
+            self._running[slot] = row
+            opening.append((slot, row.submission))
+        drafts, chunks, budget = {}, {}, self._chunk
+        # dictionaries keep the order of admission: the first to come prefills first
+        for slot, row in self._running.items():
+            if not row.to_prefill:
+                drafts[slot] = row.submission.draft_length
+            elif budget:
+                chunks[slot] = min(budget, row.to_prefill)
+                budget -= chunks[slot]
+        return Plan(closing, tuple(opening), drafts, chunks)
+
+    def apply(self, plan: Plan, results: Mapping[int, RowResult], now: float) -> Deliveries:
+        """Takes a round's results; finished rows leave and their slots are freed."""
+        deliveries: Deliveries = []
+        for slot, size in plan.chunks.items():
+            row = self._running[slot]
+            row.to_prefill -= size
+            if not row.to_prefill:
+                row.decoding = row.emitted = now
+        for slot, result in results.items():
+            row = self._running[slot]
+            events = row.take(result, now)
+            deliveries += [(row.submission.request_id, event) for event in events]
+            if events and isinstance(events[-1], Finished):
+                self._release(slot)
+        return deliveries
+
+    def fail(self, slots: list[int], message: str) -> Deliveries:
+        """Ends the rows of these slots with an error."""
+        deliveries: Deliveries = []
+        for slot in slots:
+            if slot in self._running:
+                request_id = self._running[slot].submission.request_id
+                deliveries.append((request_id, Failed(message)))
+                self._release(slot)
+        return deliveries
+
+    def fail_all(self, message: str) -> Deliveries:
+        """Ends everything in flight with an error."""
+        deliveries = self.fail(list(self._running), message)
+        deliveries += [(row.submission.request_id, Failed(message)) for row in self._waiting]
+        self._waiting.clear()
+        return deliveries
+
+    def _release(self, slot: int) -> None:
+        del self._running[slot]
+        self._closing.append(slot)

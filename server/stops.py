@@ -1,0 +1,55 @@
+"""Stop strings in a stream of bytes, found across any borders and never emitted partly."""
+
+from collections.abc import Sequence
+
+
+class StopMatcher:
+    """Holds back bytes while they may still turn out to begin a stop string.
+
+    The match that is complete first ends the stream, of several the longest: so it is found alike
+    however the stream is cut.  A match that starts before `least` bytes are out does not count.
+
+    >>> matcher = StopMatcher([b"END"])
+    >>> matcher.feed(b"the E"), matcher.feed(b"NDING")
+    ((b'the ', False), (b'', True))
+    """
+
+    def __init__(self, stops: Sequence[bytes], least: int = 0) -> None:
+        if not all(stops):
+            raise ValueError("a stop string of no bytes stops everything")
+        self._stops = tuple(stops)
+        self._least = least
+        self._released = 0
+        self._held = b""
+        self.surplus = 0
+        """Bytes fed behind the end of the match: never part of anything."""
+
+    def feed(self, content: bytes) -> tuple[bytes, bool]:
+        """Bytes that are certain to be output, and whether a stop string has been found."""
+        text = self._held + content
+        skip = max(0, self._least - self._released)
+        starts = [(text.find(stop, skip), len(stop)) for stop in self._stops]
+        hits = [(start + size, start) for start, size in starts if start >= 0]
+        if hits:
+            end, start = min(hits)
+            self.surplus = len(text) - end
+            self._held = b""
+            self._released += start
+            return text[:start], True
+        keep = self._pending(text, skip)
+        self._held = text[len(text) - keep :]
+        self._released += len(text) - keep
+        return text[: len(text) - keep], False
+
+    def flush(self) -> bytes:
+        """What was held back, for a stream that ended otherwise."""
+        held, self._held = self._held, b""
+        return held
+
+    def _pending(self, text: bytes, skip: int) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        longest = min(max(map(len, self._stops), default=1) - 1, len(text) - skip)
+        for size in range(longest, 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stops if len(stop) > size):
+                return size
+        return 0

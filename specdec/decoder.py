@@ -1,0 +1,222 @@
+"""Rows in slots, from the host's side: open, step, close.
+
+Turns plain numbers (which slot drafts how much, which prompt bytes are consumed) into the tensors
+of a round and its result back into bytes.  Knows no queue and no request: that is a scheduler's
+work, and `generate` below is the smallest one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+
+from specdec.attention import LONGEST_SPAN
+from specdec.drafter import Drafter
+from specdec.round import Emitted, Group, Prefill, Shapes, SlotModel, run_round
+from specdec.sampling import Features, SamplingParams
+from specdec.state import SlotState
+
+LONGEST_CHUNK = LONGEST_SPAN
+"""Prompt bytes that one slot consumes in a round at most."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One text to continue: at most `max_tokens` bytes after the prompt (at least one byte)."""
+
+    prompt: bytes
+    max_tokens: int
+    params: SamplingParams = field(default_factory=SamplingParams)
+    seed: int = 0
+    draft_length: int = 0
+    eos: int | None = None
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What one row got from a round.  `ended`: its last byte is the end-of-document byte."""
+
+    output: bytes
+    drafted: int
+    accepted: int
+    ended: bool
+
+
+class Decoder:
+    """A model, perhaps a drafter, and the slots that they decode.
+
+    `context` is the most bytes of prompt and output together.
+    """
+
+    def __init__(
+        self,
+        model: SlotModel,
+        drafter: Drafter | None,
+        *,
+        slots: int,
+        context: int,
+        device: torch.device,
+    ) -> None:
+        self.model, self.drafter = model, drafter
+        self.slots, self.context, self.device = slots, context, device
+        self.state = SlotState(slots, device)
+        self._rows: list[_Row | None] = [None] * slots
+
+    def open(self, slot: int, job: Job) -> None:
+        """Takes a job into a free slot.  ValueError where it cannot fit."""
+        if self._rows[slot] is not None:
+            raise ValueError(f"slot {slot} is taken")
+        if not job.prompt:
+            raise ValueError("a prompt of no bytes cannot be continued")
+        if job.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {job.max_tokens}")
+        end = len(job.prompt) + job.max_tokens
+        if end > self.context:
+            raise ValueError(
+                f"prompt ({len(job.prompt)}) and max_tokens ({job.max_tokens}) exceed the context "
+                f"of {self.context} bytes"
+            )
+        if job.draft_length and self.drafter is None:
+            raise ValueError("there is no drafter to speculate with")
+        if self.drafter is not None and job.draft_length > self.drafter.longest:
+            raise ValueError(f"draft_length must be at most {self.drafter.longest}")
+        self.state.open(slot, job.prompt, end, job.params, job.seed, job.eos)
+        self._rows[slot] = _Row(job, end, job.params.features)
+
+    def close(self, slot: int) -> None:
+        """Frees a slot, done or not."""
+        self._rows[slot] = None
+
+    def to_prefill(self, slot: int) -> int:
+        """Prompt bytes that the slot must consume before it decodes (the last is a round's)."""
+        row = self._row(slot)
+        return len(row.job.prompt) - 1 - row.consumed
+
+    def step(
+        self, drafts: Mapping[int, int], chunks: Mapping[int, int] | None = None
+    ) -> dict[int, RowResult]:
+        """One round: slots of `drafts` decode with so many drafts (0: plain), slots of `chunks`
+        consume so many bytes of their prompt.  Returns what each decoding slot got.
+
+        A row drafts no further than its last byte, whatever is asked.
+        """
+        planned = self._plan(drafts)
+        groups = []
+        for width, members in planned:
+            features = Features()
+            for slot in members:
+                features |= self._row(slot).features
+            if features.sampled:
+                lengths = [self._row(slot).length for slot in members]
+                self.state.refill_noise(members, lengths, width)
+            index = torch.tensor(members, device=self.device)
+            self.state.draft_length[index] = width - 1
+            groups.append(Group(index, width, features))
+        prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
+        emitted = run_round(
+            self.model, self.drafter, self.state, Shapes(tuple(groups), tuple(prefills))
+        )
+        for slot, size in (chunks or {}).items():
+            self._row(slot).consumed += size
+        results: dict[int, RowResult] = {}
+        for (width, members), group in zip(planned, emitted, strict=True):
+            results.update(self._results(members, width - 1, group))
+        return results
+
+    def _row(self, slot: int) -> "_Row":
+        row = self._rows[slot]
+        if row is None:
+            raise ValueError(f"slot {slot} is free")
+        return row
+
+    def _plan(self, drafts: Mapping[int, int]) -> list[tuple[int, list[int]]]:
+        """(width, slots) of each group: rows of one draft length decode together."""
+
+        def width(item: tuple[int, int]) -> int:
+            slot, wanted = item
+            return min(wanted, self._row(slot).end - self._row(slot).length - 2) + 1
+
+        for slot in drafts:
+            if self.to_prefill(slot):
+                raise ValueError(f"slot {slot} has not consumed its prompt")
+        ordered = sorted(drafts.items(), key=lambda item: (width(item), item[0]))
+        return [(w, [slot for slot, _ in items]) for w, items in groupby(ordered, key=width)]
+
+    def _prefill(self, slot: int, size: int) -> Prefill:
+        row = self._row(slot)
+        if not 0 < size <= min(LONGEST_CHUNK, self.to_prefill(slot)):
+            raise ValueError(f"slot {slot} cannot consume {size} bytes of its prompt")
+        part = row.job.prompt[row.consumed : row.consumed + size]
+        tokens = torch.tensor(list(part), device=self.device)
+        return Prefill(torch.tensor([slot], device=self.device), tokens, row.consumed)
+
+    def _results(
+        self, members: Sequence[int], drafted: int, group: Emitted
+    ) -> dict[int, RowResult]:
+        rows = zip(
+            members,
+            group.tokens.tolist(),
+            group.count.tolist(),
+            group.accepted.tolist(),
+            group.ended.tolist(),
+            strict=True,
+        )
+        results = {}
+        for slot, tokens, count, accepted, ended in rows:
+            self._row(slot).length += count
+            results[slot] = RowResult(bytes(tokens[:count]), drafted, accepted, ended)
+        return results
+
+
+class _Row:
+    """The host's copy of where a slot stands."""
+
+    def __init__(self, job: Job, end: int, features: Features) -> None:
+        self.job, self.end, self.features = job, end, features
+        self.length = len(job.prompt) - 1
+        self.consumed = 0
+
+
+@dataclass
+class Output:
+    """A finished job: its bytes without the end-of-document byte, and what drafting did for it."""
+
+    output: bytes = b""
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    ended: bool = False
+
+
+def generate(decoder: Decoder, jobs: Sequence[Job]) -> list[Output]:
+    """Decodes the jobs together, one slot each, to their ends.
+
+    >>> outputs = generate(decoder, [Job(b"def ", 16), Job(b"def ", 16, draft_length=5)])
+    >>> outputs[0].output == outputs[1].output
+    True
+    """
+    if len(jobs) > decoder.slots:
+        raise ValueError(f"{len(jobs)} jobs for {decoder.slots} slots")
+    outputs = [Output() for _ in jobs]
+    running = set(range(len(jobs)))
+    for slot, job in enumerate(jobs):
+        decoder.open(slot, job)
+    try:
+        while running:
+            chunks = {s: min(LONGEST_CHUNK, decoder.to_prefill(s)) for s in sorted(running)}
+            chunks = {slot: size for slot, size in chunks.items() if size}
+            drafts = {s: jobs[s].draft_length for s in sorted(running) if s not in chunks}
+            for slot, result in decoder.step(drafts, chunks).items():
+                out = outputs[slot]
+                out.output += result.output[:-1] if result.ended else result.output
+                out.rounds += 1
+                out.drafted += result.drafted
+                out.accepted += result.accepted
+                out.ended = result.ended
+                if out.ended or len(out.output) == jobs[slot].max_tokens:
+                    running.discard(slot)
+    finally:
+        for slot in range(len(jobs)):
+            decoder.close(slot)
+    return outputs

@@ -1,0 +1,127 @@
+"""What guesses bytes while decoding: the interface, and the autoregressive prophet behind it.
+
+A drafter cannot change what is decoded, only how fast: the model judges every byte.  It is told
+what the model computed (`observe`) for every committed place, drafting or not, so that it can
+start at any round.
+
+c rows of a group, W rows verified for each, γ drafts, s leading states, D width of the model.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from specdec.layers import rotary_table, wide
+from specdec.packed import PackedBlock, pack_linear
+from specdec.prophet import LONGEST_DRAFT, AutoregressiveProphet
+
+Pick = Callable[[int, Tensor], Tensor]
+"""(k, logits [c, 256]) → bytes [c]: the byte rule for draft k, from 0, with the rows' own noise."""
+
+
+class Drafter(Protocol):
+    longest: int
+    """The most bytes that a call of `draft` may be asked for."""
+
+    def observe(self, slots: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor) -> None:
+        """Takes the model's states hidden [c, W, D] of tokens [c, W], consumed by slots [c].
+
+        Of row i the first advance[i] are committed; the rest are rejected drafts.
+        """
+
+    def draft(self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, pick: Pick) -> Tensor:
+        """Bytes [c, γ] that may follow last [c], the byte at index length [c] of each row."""
+
+
+class AutoregressiveDrafter:
+    """Runs an `AutoregressiveProphet` for the slots: a ring of s states each, γ small passes.
+
+    Within a round the prophet keeps its own keys and values; between rounds only the ring.
+    """
+
+    longest = LONGEST_DRAFT
+
+    def __init__(
+        self,
+        prophet: AutoregressiveProphet,
+        *,
+        slots: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        config = prophet.config
+        kind = wide(dtype)
+        self.config, self.dtype = config, dtype
+        self.leading = config.leading_states
+        self.embedding = prophet.embedding.weight.detach().to(device, kind)
+        self.missing = prophet.missing.detach().to(device, kind)
+        self.projection = pack_linear(prophet.projection.weight.to(device, dtype))
+        self.blocks = [PackedBlock(b, device, dtype) for b in prophet.stack.blocks]  # type: ignore[arg-type]
+        self.norm = prophet.stack.norm.weight.detach().to(device, kind)
+        self.head = pack_linear(prophet.head.weight.to(device, kind))
+        block = config.block
+        cos, sin = rotary_table(self.leading + self.longest, block.head_dim, block.rope_theta, kind)
+        self.cos, self.sin = cos.to(device)[:, None], sin.to(device)[:, None]
+        self.states = torch.zeros(
+            slots, self.leading, config.model_hidden_size, device=device, dtype=kind
+        )
+        self.offsets = torch.arange(self.leading, device=device)
+
+    @torch.no_grad()
+    def observe(self, slots: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor) -> None:
+        # rows 0..s-1 are the ring, then the new states: the last s committed start at `advance`
+        known = torch.cat((self.states[slots], hidden.to(self.states.dtype)), 1)
+        index = (advance[:, None] + self.offsets)[..., None].expand(-1, -1, known.shape[2])
+        self.states[slots] = known.gather(1, index)
+
+    @torch.no_grad()
+    def draft(self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, pick: Pick) -> Tensor:
+        count, s = slots.shape[0], self.leading
+        projected = self.projection(self.states[slots].flatten(0, 1).to(self.dtype))
+        present = (length[:, None] - s + self.offsets >= 0)[..., None]
+        lead = torch.where(
+            present, projected.view(count, s, -1).to(self.missing.dtype), self.missing
+        )
+        x = torch.cat((lead, self.embedding[last][:, None]), 1)
+        caches: list[tuple[Tensor, Tensor]] = []
+        drafts: list[Tensor] = []
+        for step in range(gamma):
+            logits = self._advance(x, s + step, caches)
+            drafts.append(pick(step, logits))
+            x = self.embedding[drafts[-1]][:, None]
+        return torch.stack(drafts, 1)
+
+    def _advance(self, x: Tensor, newest: int, caches: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Logits [c, 256] after x [c, t, P], whose last row has position `newest`."""
+        count, rows = x.shape[:2]
+        block_config = self.config.block
+        heads, kv_heads = block_config.num_attention_heads, block_config.num_key_value_heads
+        cos = self.cos[newest + 1 - rows : newest + 1].repeat(count, 1, 1)
+        sin = self.sin[newest + 1 - rows : newest + 1].repeat(count, 1, 1)
+        x = x.flatten(0, 1)
+        for index, block in enumerate(self.blocks):
+            turned, value = block.project(x, cos, sin)
+            query, key = (
+                part.unflatten(0, (count, rows)).transpose(1, 2)
+                for part in (turned[:, :heads], turned[:, heads:])
+            )
+            value = value.unflatten(0, (count, rows)).transpose(1, 2)
+            if index < len(caches):
+                key = torch.cat((caches[index][0], key), 2)
+                value = torch.cat((caches[index][1], value), 2)
+                caches[index] = (key, value)
+            else:
+                caches.append((key, value))
+            groups = heads // kv_heads
+            mixed = F.scaled_dot_product_attention(
+                query,
+                key.repeat_interleave(groups, 1) if groups > 1 else key,
+                value.repeat_interleave(groups, 1) if groups > 1 else value,
+                is_causal=rows > 1,
+            )
+            x = block.finish(x, mixed.transpose(1, 2).reshape(count * rows, -1))
+        hidden = x.unflatten(0, (count, rows))[:, -1]
+        return self.head(F.rms_norm(hidden, self.norm.shape, self.norm, block_config.rms_norm_eps))

@@ -1,0 +1,201 @@
+"""One round: draft, one pass of the model, accept, advance.  Only `SlotState` changes, and what
+the model and the drafter keep for each slot; nothing is read on the host.
+
+A committed row is x_0..x_m with m in the cache still to come.  The pass consumes x_m, d_1..d_γ;
+its output i is judged by the byte rule at index m+1+i.  A draft is kept while it equals the
+model's own choice, so the bytes that a round emits are those of plain decoding:
+
+    drafts    d_1  d_2  d_3              d_1 = c_0, d_2 ≠ c_1: one draft accepted,
+    choices   c_0  c_1  c_2  c_3         two bytes emitted, c_0 and c_1
+
+c rows of a group, γ drafts, W = γ + 1 rows verified for each.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from specdec.attention import Groups
+from specdec.config import VOCAB_SIZE
+from specdec.drafter import Drafter
+from specdec.sampling import Features, SamplingRows, choose
+from specdec.state import SlotState
+
+
+class SlotModel(Protocol):
+    """A model that decodes slots: `specdec.packed.PackedModel`, or a fake in tests."""
+
+    def forward(
+        self, tokens: Tensor, slot: Tensor, position: Tensor, write_index: Tensor, groups: Groups
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that decode with the same number of drafts at most.
+
+    slots [c]; `width` is W.  A row's own `draft_length` may be shorter than W-1.
+    """
+
+    slots: Tensor
+    width: int
+    features: Features
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Prompt bytes [w] that one slot consumes from index `start` on; nothing is sampled."""
+
+    slot: Tensor
+    tokens: Tensor
+    start: int
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the rows of one round do."""
+
+    groups: tuple[Group, ...] = ()
+    prefills: tuple[Prefill, ...] = ()
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What a group's rows got: bytes [c, W], of which the first count [c] hold.
+
+    accepted [c] counts the drafts among them, ended [c] tells that the last is the
+    end-of-document byte.
+    """
+
+    tokens: Tensor
+    count: Tensor
+    accepted: Tensor
+    ended: Tensor
+
+
+def accept(
+    drafts: Tensor, chosen: Tensor, draft_length: Tensor, room: Tensor, eos: Tensor
+) -> Emitted:
+    """Compares drafts [c, γ] with the model's choices [c, γ+1].
+
+    room [c] ≥ 1 is how many bytes the row may still emit, eos [c] its last byte or -1.
+    """
+    width = chosen.shape[1]
+    places = torch.arange(width, device=chosen.device)
+    kept = (drafts == chosen[:, :-1]) & (places[:-1] < draft_length[:, None])
+    agreed = kept.cumprod(1).sum(1)
+    count = torch.minimum(agreed + 1, room)
+    is_end = (chosen == eos[:, None]) & (places < count[:, None])
+    ended = is_end.any(1)
+    count = torch.where(ended, is_end.int().argmax(1) + 1, count)
+    return Emitted(chosen, count, torch.minimum(agreed, count), ended)
+
+
+class _Rule:
+    """The byte rule bound to a group's rows, for drafting and for judging alike."""
+
+    def __init__(self, state: SlotState, group: Group) -> None:
+        self.state, self.group = state, group
+        self.rows: SamplingRows = state.sampling.take(group.slots)
+        self.length = state.length[group.slots]
+        self.counts = state.counts[group.slots]
+
+    def noise(self, slots: Tensor, position: Tensor) -> Tensor | None:
+        return self.state.noise_at(slots, position) if self.group.features.sampled else None
+
+    def pick(self, step: int, logits: Tensor) -> Tensor:
+        """Draft `step` from the drafter's logits [c, 256]; earlier drafts count as output."""
+        position = self.length + 1 + step
+        noise = self.noise(self.group.slots, position)
+        picked = choose(logits, self.rows, self.counts, position, noise, self.group.features)
+        if self.group.features.adjusted:
+            self.counts = self.counts + F.one_hot(picked, VOCAB_SIZE)
+        return picked
+
+    def judge(self, logits: Tensor, drafts: Tensor) -> Tensor:
+        """The model's choices [c, W] from logits [c, W, 256], after each prefix of the drafts."""
+        state, group = self.state, self.group
+        count, width = logits.shape[:2]
+        each = group.slots.repeat_interleave(width)
+        position = (self.length[:, None] + 1 + torch.arange(width, device=logits.device)).flatten()
+        counts = state.counts[group.slots]
+        if group.features.adjusted:
+            before = F.pad(F.one_hot(drafts, VOCAB_SIZE).cumsum(1), (0, 0, 1, 0))
+            counts = (counts[:, None] + before).flatten(0, 1)
+        else:
+            counts = counts[:0]
+        rows = state.sampling.take(each)
+        chosen = choose(
+            logits.flatten(0, 1), rows, counts, position, self.noise(each, position), group.features
+        )
+        return chosen.view(count, width)
+
+
+@torch.no_grad()
+def run_round(
+    model: SlotModel, drafter: Drafter | None, state: SlotState, shapes: Shapes
+) -> tuple[Emitted, ...]:
+    """Runs one round and returns what each of `shapes.groups` emitted."""
+    rules = [_Rule(state, group) for group in shapes.groups]
+    tokens, slots, position = [], [], []
+    drafted = []
+    for rule, group in zip(rules, shapes.groups, strict=True):
+        last = state.last[group.slots]
+        drafts = last.new_zeros(len(last), 0)
+        if group.width > 1:
+            assert drafter is not None
+            drafts = drafter.draft(group.slots, last, rule.length, group.width - 1, rule.pick)
+        drafted.append(drafts)
+        tokens.append(torch.cat((last[:, None], drafts), 1).flatten())
+        slots.append(group.slots.repeat_interleave(group.width))
+        ahead = torch.arange(group.width, device=last.device)
+        position.append((rule.length[:, None] + ahead).flatten())
+    for prefill in shapes.prefills:
+        tokens.append(prefill.tokens)
+        slots.append(prefill.slot.expand(len(prefill.tokens)))
+        stop = prefill.start + len(prefill.tokens)
+        position.append(torch.arange(prefill.start, stop, device=prefill.tokens.device))
+    widths = [(len(group.slots), group.width) for group in shapes.groups]
+    widths += [(1, len(prefill.tokens)) for prefill in shapes.prefills]
+    place = torch.cat(position)
+    hidden, logits = model.forward(torch.cat(tokens), torch.cat(slots), place, place, tuple(widths))
+
+    emitted: list[Emitted] = []
+    row = 0
+    for rule, group, drafts in zip(rules, shapes.groups, drafted, strict=True):
+        rows = slice(row, row + drafts.shape[0] * group.width)
+        row = rows.stop
+        chosen = rule.judge(logits[rows].unflatten(0, (-1, group.width)), drafts)
+        result = accept(
+            drafts,
+            chosen,
+            state.draft_length[group.slots],
+            state.end[group.slots] - rule.length - 1,
+            rule.rows.eos,
+        )
+        _advance(state, group, rule.length, result)
+        if drafter is not None:
+            consumed = tokens[len(emitted)].view(-1, group.width)
+            states = hidden[rows].unflatten(0, (-1, group.width))
+            drafter.observe(group.slots, states, consumed, result.count)
+        emitted.append(result)
+    for prefill in shapes.prefills:
+        width = len(prefill.tokens)
+        rows = slice(row, row + width)
+        row = rows.stop
+        if drafter is not None:
+            advance = prefill.slot.new_full((1,), width)
+            drafter.observe(prefill.slot, hidden[rows][None], prefill.tokens[None], advance)
+    return tuple(emitted)
+
+
+def _advance(state: SlotState, group: Group, length: Tensor, result: Emitted) -> None:
+    state.length[group.slots] = length + result.count
+    state.last[group.slots] = result.tokens.gather(1, result.count[:, None] - 1)[:, 0]
+    if group.features.adjusted:
+        places = torch.arange(group.width, device=length.device)
+        held = (places < result.count[:, None])[..., None]
+        state.counts[group.slots] += (F.one_hot(result.tokens, VOCAB_SIZE) * held).sum(1)

@@ -1,0 +1,240 @@
+"""The engine thread: mixed batches, cancellation, a failing round, a hanging one, a clean stop."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from fakes import FakeDrafter, HashModel, sometimes_right
+from test_scheduler import submission
+from tiny import CPU, tiny_decoder
+
+from server.engine import Engine
+from server.messages import (
+    EngineInfo,
+    Event,
+    Exactness,
+    Failed,
+    Finished,
+    FinishReason,
+    Progress,
+    Submission,
+)
+from specdec.decoder import Decoder, Job, generate
+from specdec.sampling import SamplingParams
+
+INFO = EngineInfo(
+    model_name="fake",
+    device="cpu",
+    dtype="float64",
+    exactness=Exactness.EXACT,
+    context=160,
+    max_batch=4,
+    eos=0,
+    longest_draft=16,
+    parameters=1,
+    prophet_parameters=1,
+    cache_bytes=1,
+)
+
+
+@dataclass
+class Receiver:
+    """Collects one request's events."""
+
+    output: bytes = b""
+    last: Finished | Failed | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, event: Event) -> None:
+        assert self.last is None, "an event after the last"
+        if not isinstance(event, Failed):
+            self.output += event.output
+        if not isinstance(event, Progress):
+            self.last = event
+            self.done.set()
+        self.begun.set()
+
+    def finished(self) -> Finished:
+        assert self.done.wait(20)
+        assert isinstance(self.last, Finished)
+        return self.last
+
+    def failed(self) -> str:
+        assert self.done.wait(20)
+        assert isinstance(self.last, Failed)
+        return self.last.message
+
+
+@contextmanager
+def running(decoder: Decoder) -> Iterator[Engine]:
+    engine = Engine(decoder, INFO)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def fake_decoder(slots: int = 4, context: int = 160) -> Decoder:
+    model = HashModel(slots, context)
+    drafter = FakeDrafter(model, sometimes_right)
+    return Decoder(model, drafter, slots=slots, context=context, device=CPU)
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if holds():
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def mixed(index: int) -> Submission:
+    return submission(
+        f"r{index}",
+        prompt=bytes([97 + index]) * (1 + index * 11 % 60),
+        max_tokens=1 + index * 13 % 40,
+        params=SamplingParams(temperature=[0.0, 0.7, 1.0][index % 3], top_k=index % 4 * 10),
+        seed=index,
+        draft_length=[0, 5, 2, 16][index % 4],
+    )
+
+
+def test_sixteen_at_once_each_get_what_each_gets_alone() -> None:
+    alone = {}
+    for index in range(16):
+        job = mixed(index)
+        (out,) = generate(
+            tiny_decoder(torch.float64, slots=1),
+            [Job(job.prompt, job.max_tokens, job.params, job.seed, 0, job.eos)],
+        )
+        alone[job.request_id] = out.output
+    receivers = {f"r{index}": Receiver() for index in range(16)}
+    with running(tiny_decoder(torch.float64, slots=4)) as engine:
+        for index in range(16):
+            engine.submit(mixed(index), receivers[f"r{index}"])
+        for name, receiver in receivers.items():
+            finished = receiver.finished()
+            assert receiver.output == alone[name]
+            assert finished.completion_tokens == len(receiver.output)
+        assert engine.status().idle
+
+
+def test_a_cancelled_request_ends_at_once_and_frees_its_slot() -> None:
+    with running(fake_decoder(slots=1)) as engine:
+        first, queued, last = Receiver(), Receiver(), Receiver()
+        engine.submit(submission("first", max_tokens=150), first)
+        engine.submit(submission("queued", max_tokens=150), queued)
+        assert first.begun.wait(20)
+        engine.cancel("queued")
+        engine.cancel("first")
+        engine.cancel("never seen")
+        for receiver in (first, queued):
+            reason = receiver.finished().reason
+            assert reason is FinishReason.CANCELLED
+        engine.submit(submission("last"), last)
+        assert last.finished().reason is FinishReason.LENGTH
+
+
+def test_a_failing_round_fails_its_rows_and_the_engine_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    decoder = fake_decoder()
+    whole = decoder.model.forward
+
+    def failing(*arguments: object) -> object:
+        raise RuntimeError("out of memory")
+
+    with running(decoder) as engine:
+        decoder.model.forward = failing  # type: ignore[method-assign, assignment]
+        broken = Receiver()
+        engine.submit(submission("broken"), broken)
+        assert "out of memory" in broken.failed()
+        decoder.model.forward = whole  # type: ignore[method-assign]
+        sound = Receiver()
+        engine.submit(submission("sound"), sound)
+        assert sound.finished().reason is FinishReason.LENGTH
+    assert "a round failed" in caplog.text
+
+
+def test_a_request_that_cannot_fit_fails_alone() -> None:
+    with running(fake_decoder()) as engine:
+        wide, sound = Receiver(), Receiver()
+        engine.submit(submission("wide", max_tokens=1000), wide)
+        engine.submit(submission("sound"), sound)
+        assert "context of 160" in wide.failed()
+        assert sound.finished().completion_tokens == 8
+
+
+def test_an_id_in_flight_cannot_be_used_again() -> None:
+    with running(fake_decoder()) as engine:
+        first, second = Receiver(), Receiver()
+        engine.submit(submission("same", max_tokens=100), first)
+        engine.submit(submission("same"), second)
+        assert "already in flight" in second.failed()
+        assert first.finished().completion_tokens == 100
+
+
+def test_a_receiver_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(event: Event) -> None:
+        raise RuntimeError("the receiver is gone")
+
+    with running(fake_decoder()) as engine:
+        sound = Receiver()
+        engine.submit(submission("gone"), broken)
+        engine.submit(submission("sound"), sound)
+        assert sound.finished().completion_tokens == 8
+    assert "the receiver is gone" in caplog.text
+
+
+def test_a_hanging_round_shows_in_the_status() -> None:
+    decoder = fake_decoder()
+    whole, release = decoder.model.forward, threading.Event()
+
+    def hanging(*arguments: object) -> object:
+        assert release.wait(20)
+        return whole(*arguments)  # type: ignore[arg-type]
+
+    decoder.model.forward = hanging  # type: ignore[method-assign, assignment]
+    with running(decoder) as engine:
+        receiver = Receiver()
+        engine.submit(submission("stuck", max_tokens=1), receiver)
+        assert eventually(lambda: engine.status().running == 1)
+        before = engine.status()
+        assert eventually(
+            lambda: engine.status().seconds_since_progress > before.seconds_since_progress + 0.05
+        )
+        assert not engine.status().idle
+        release.set()
+        receiver.finished()
+        assert engine.status().alive
+
+
+def test_stopping_ends_what_is_in_flight_with_an_error() -> None:
+    receivers = [Receiver() for _ in range(3)]
+    with running(fake_decoder(slots=1)) as engine:
+        for index, receiver in enumerate(receivers):
+            engine.submit(submission(f"r{index}", max_tokens=155), receiver)
+        assert receivers[0].begun.wait(20)
+    for receiver in receivers:
+        assert receiver.done.wait(20)
+    assert "shutting down" in receivers[-1].failed()
+    assert not engine.status().alive
+
+
+def test_ignoring_the_end_goes_on_behind_it() -> None:
+    decoder = fake_decoder()
+    with running(decoder) as engine:
+        ending, going_on = Receiver(), Receiver()
+        job = submission("a", max_tokens=140, params=SamplingParams(logit_bias=((0, 5.0),)))
+        engine.submit(job, ending)
+        engine.submit(replace(job, request_id="b", eos=None), going_on)
+        assert ending.finished().reason is FinishReason.STOP
+        assert going_on.finished().reason is FinishReason.LENGTH
+        assert going_on.output.startswith(ending.output + b"\x00")

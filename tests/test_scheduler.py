@@ -1,0 +1,161 @@
+"""The scheduler by itself: no model, no thread, a clock that the test turns."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from server.messages import Failed, Finished, FinishReason, Mode, Progress, Submission
+from server.scheduler import Deliveries, Plan, Scheduler
+from specdec.decoder import RowResult
+from specdec.sampling import SamplingParams
+
+
+def submission(name: str, **fields: object) -> Submission:
+    base = Submission(
+        request_id=name,
+        prompt=b"p",
+        max_tokens=8,
+        params=SamplingParams(),
+        seed=1,
+        mode=Mode.SPECULATIVE,
+        draft_length=3,
+        eos=0,
+    )
+    return replace(base, **fields)  # type: ignore[arg-type]
+
+
+def emit(output: bytes, accepted: int = 0, ended: bool = False) -> RowResult:
+    return RowResult(output, drafted=3, accepted=accepted, ended=ended)
+
+
+def one_round(
+    scheduler: Scheduler, results: Mapping[int, RowResult], now: float = 1.0
+) -> tuple[Plan, Deliveries]:
+    plan = scheduler.plan(now)
+    return plan, scheduler.apply(plan, results, now)
+
+
+def output_of(deliveries: Deliveries, name: str) -> bytes:
+    return b"".join(
+        event.output
+        for request_id, event in deliveries
+        if request_id == name and not isinstance(event, Failed)
+    )
+
+
+def test_first_come_first_served_and_slots_are_reused() -> None:
+    scheduler = Scheduler(2, 128)
+    for name in "abc":
+        scheduler.submit(submission(name), 0.0)
+    plan, _ = one_round(scheduler, {0: emit(b"12345678"), 1: emit(b"1")})
+    assert [(slot, s.request_id) for slot, s in plan.open] == [(0, "a"), (1, "b")]
+    assert (scheduler.running, scheduler.waiting) == (1, 1)
+    plan = scheduler.plan(2.0)
+    assert plan.close == (0,)
+    assert [(slot, s.request_id) for slot, s in plan.open] == [(0, "c")]
+    assert set(plan.drafts) == {0, 1}
+
+
+def test_prompts_are_consumed_in_chunks_beside_decoding_rows() -> None:
+    scheduler = Scheduler(3, 100)
+    scheduler.submit(submission("short"), 0.0)
+    scheduler.submit(submission("long", prompt=b"x" * 151), 0.0)
+    scheduler.submit(submission("later", prompt=b"y" * 81), 0.0)
+    plan, _ = one_round(scheduler, {0: emit(b"a")})
+    assert (plan.drafts, plan.chunks) == ({0: 3}, {1: 100})
+    plan, _ = one_round(scheduler, {0: emit(b"b")})
+    assert (plan.drafts, plan.chunks) == ({0: 3}, {1: 50, 2: 50})
+    plan, _ = one_round(scheduler, {0: emit(b"c"), 1: emit(b"d")})
+    assert (plan.drafts, plan.chunks) == ({0: 3, 1: 3}, {2: 30})
+
+
+def test_a_length_ends_with_all_bytes_and_the_figures() -> None:
+    scheduler = Scheduler(1, 128)
+    scheduler.submit(submission("a", prompt=b"abc", max_tokens=5), 1.0)
+    one_round(scheduler, {}, 3.0)
+    _, first = one_round(scheduler, {0: emit(b"xyz", accepted=2)}, 4.0)
+    _, second = one_round(scheduler, {0: emit(b"uv", accepted=1)}, 6.0)
+    assert output_of(first + second, "a") == b"xyzuv"
+    progress = first[0][1]
+    assert isinstance(progress, Progress)
+    assert progress.seconds_per_byte == (4.0 - 3.0) / 3
+    finished = second[-1][1]
+    assert isinstance(finished, Finished)
+    assert finished.reason is FinishReason.LENGTH
+    assert finished.completion_tokens == 5
+    speculation = finished.speculation
+    assert (speculation.rounds, speculation.drafted, speculation.accepted) == (2, 6, 3)
+    assert speculation.accepted_per_position == (2, 1, 0)
+    timing = finished.timing
+    assert (timing.queue_s, timing.prefill_s, timing.decode_s) == (2.0, 0.0, 3.0)
+
+
+def test_what_lies_behind_a_stop_string_counts_for_nothing() -> None:
+    scheduler = Scheduler(1, 128)
+    scheduler.submit(submission("a", stops=(b"##",)), 0.0)
+    _, first = one_round(scheduler, {0: emit(b"ab#", accepted=2)})
+    _, second = one_round(scheduler, {0: emit(b"#cde", accepted=3)})
+    assert output_of(first, "a") == b"ab"
+    finished = second[-1][1]
+    assert isinstance(finished, Finished)
+    assert output_of(first + second, "a") == b"ab"
+    assert finished.reason is FinishReason.STOP
+    assert finished.completion_tokens == 2
+    assert finished.speculation.accepted == 3
+
+
+def test_held_back_bytes_come_out_where_no_stop_string_follows() -> None:
+    scheduler = Scheduler(1, 128)
+    scheduler.submit(submission("a", stops=(b"##",), max_tokens=3), 0.0)
+    _, deliveries = one_round(scheduler, {0: emit(b"ab#")})
+    assert output_of(deliveries, "a") == b"ab#"
+
+
+def test_the_end_of_document_byte_is_left_out() -> None:
+    scheduler = Scheduler(1, 128)
+    scheduler.submit(submission("a"), 0.0)
+    _, deliveries = one_round(scheduler, {0: emit(b"ab\x00", accepted=2, ended=True)})
+    finished = deliveries[-1][1]
+    assert isinstance(finished, Finished)
+    assert output_of(deliveries, "a") == b"ab"
+    assert (finished.reason, finished.completion_tokens) == (FinishReason.STOP, 2)
+
+
+def test_an_end_of_document_byte_at_once_gives_an_empty_output() -> None:
+    scheduler = Scheduler(1, 128)
+    scheduler.submit(submission("a"), 0.0)
+    _, deliveries = one_round(scheduler, {0: emit(b"\x00", ended=True)})
+    assert len(deliveries) == 1
+    assert output_of(deliveries, "a") == b""
+
+
+def test_cancelling_frees_the_slot_waiting_or_running() -> None:
+    scheduler = Scheduler(1, 128)
+    scheduler.submit(submission("a"), 0.0)
+    scheduler.submit(submission("b"), 0.0)
+    scheduler.submit(submission("c"), 0.0)
+    one_round(scheduler, {0: emit(b"x")})
+    for name in "ab":
+        ((request_id, event),) = scheduler.cancel(name, 2.0)
+        assert request_id == name
+        assert isinstance(event, Finished)
+        assert event.reason is FinishReason.CANCELLED
+    plan = scheduler.plan(3.0)
+    assert plan.close == (0,)
+    assert [s.request_id for _, s in plan.open] == ["c"]
+    assert scheduler.cancel("never", 4.0) == []
+
+
+def test_failing_rows_leave_and_the_others_stay() -> None:
+    scheduler = Scheduler(2, 128)
+    scheduler.submit(submission("a"), 0.0)
+    scheduler.submit(submission("b"), 0.0)
+    scheduler.plan(1.0)
+    assert scheduler.fail([0], "broken") == [("a", Failed("broken"))]
+    assert (scheduler.running, scheduler.waiting) == (1, 0)
+    scheduler.submit(submission("c"), 2.0)
+    assert dict(scheduler.fail_all("over")) == {"b": Failed("over"), "c": Failed("over")}
+    assert (scheduler.running, scheduler.waiting) == (0, 0)
+
+
+def test_an_idle_scheduler_plans_nothing() -> None:
+    assert Scheduler(1, 128).plan(0.0).empty

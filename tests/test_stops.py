@@ -1,0 +1,72 @@
+"""Stop strings across any borders."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.stops import StopMatcher
+
+ALPHABET = st.lists(st.sampled_from(b"ab\n"), max_size=40).map(bytes)
+SMALL_STOPS = st.lists(
+    st.lists(st.sampled_from(b"ab\n"), min_size=1, max_size=4).map(bytes), max_size=4
+)
+
+
+def _expected(text: bytes, stops: list[bytes], least: int) -> tuple[bytes, bool]:
+    for end in range(len(text) + 1):
+        whole = [s for s in stops if text[:end].endswith(s) and end - len(s) >= least]
+        if whole:
+            return text[: end - max(map(len, whole))], True
+    return text, False
+
+
+@given(
+    text=ALPHABET,
+    stops=SMALL_STOPS,
+    cuts=st.lists(st.integers(1, 7), min_size=1, max_size=20),
+    least=st.integers(0, 6),
+)
+def test_any_cutting_gives_what_the_whole_text_gives(
+    text: bytes, stops: list[bytes], cuts: list[int], least: int
+) -> None:
+    matcher = StopMatcher(stops, least)
+    output, stopped, rest, turn = b"", False, text, 0
+    while rest and not stopped:
+        size = cuts[turn % len(cuts)]
+        part, rest, turn = rest[:size], rest[size:], turn + 1
+        fresh, stopped = matcher.feed(part)
+        output += fresh
+        # what was released is never part of a stop string
+        assert _expected(text, stops, least)[0].startswith(output)
+    if not stopped:
+        output += matcher.flush()
+    assert (output, stopped) == _expected(text, stops, least)
+
+
+def test_the_example_in_the_docstring() -> None:
+    matcher = StopMatcher([b"END"])
+    assert (matcher.feed(b"the E"), matcher.feed(b"NDING")) == ((b"the ", False), (b"", True))
+    assert matcher.surplus == 3
+
+
+def test_of_two_complete_at_one_place_the_longer_counts() -> None:
+    matcher = StopMatcher([b"\n", b";\n"])
+    assert matcher.feed(b"a;\nb") == (b"a", True)
+    assert matcher.surplus == 1
+
+
+def test_nothing_is_held_that_cannot_begin_a_stop_string() -> None:
+    matcher = StopMatcher([b"###"])
+    assert matcher.feed(b"text #") == (b"text ", False)
+    assert matcher.feed(b"1") == (b"#1", False)
+
+
+def test_without_stop_strings_all_passes() -> None:
+    matcher = StopMatcher([])
+    assert matcher.feed(b"abc") == (b"abc", False)
+    assert matcher.flush() == b""
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ValueError, match="no bytes"):
+        StopMatcher([b""])

@@ -1,0 +1,137 @@
+"""Everything that a training run is made of, as one frozen record.
+
+Each default is stated here once; the command line is generated from it.  The record travels in
+every save, and a run resumes only under the record that it was started with.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from specdec.config import BlockConfig, ModelConfig, ProphetConfig
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of model and prophet; the prophet is as wide as the model."""
+
+    hidden_size: int = 256
+    depth: int = 8
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate_size: int = 704
+    context: int = 1024
+    rope_theta: float = 10000.0
+    prophet_depth: int = 1
+    leading_states: int = 2
+    draft_length: int = 8
+    eos_byte: int = 0
+
+    @property
+    def block(self) -> BlockConfig:
+        return BlockConfig(
+            hidden_size=self.hidden_size,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.hidden_size // self.heads,
+            intermediate_size=self.intermediate_size,
+            rope_theta=self.rope_theta,
+        )
+
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig(
+            block=self.block,
+            num_hidden_layers=self.depth,
+            max_position_embeddings=self.context,
+            eos_token_id=None if self.eos_byte < 0 else self.eos_byte,
+        )
+
+    @property
+    def prophet(self) -> ProphetConfig:
+        return ProphetConfig(
+            block=self.block,
+            num_hidden_layers=self.prophet_depth,
+            model_hidden_size=self.hidden_size,
+            leading_states=self.leading_states,
+            draft_length=self.draft_length,
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Data, schedule and optimizer of one run.
+
+    `window` bytes per row until the last `long_fraction` of the steps, `long_window` after that,
+    with the rows cut so that a step keeps its bytes.  `starts` is the share of offsets in a window
+    at which the prophet is trained.  `detach` keeps the prophet's gradient out of the model.
+    """
+
+    data: tuple[str, ...] = ()
+    mix: tuple[float, ...] = ()
+    validation: tuple[str, ...] = ()
+    validation_fraction: float = 0.05
+    steps: int = 2000
+    batch: int = 8
+    window: int = 512
+    long_window: int = 1024
+    long_fraction: float = 0.15
+    starts: float = 0.125
+    detach: bool = True
+    prophet_weight: float = 1.0
+    muon_rate: float = 0.02
+    adam_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: int = 50
+    decay_fraction: float = 0.5
+    clip: float = 1.0
+    seed: int = 0
+    dtype: str = "bfloat16"
+    evaluate_every: int = 100
+    save_every: int = 50
+    validation_bytes: int = 65536
+    shape: ModelShape = field(default_factory=ModelShape)
+
+    def __post_init__(self) -> None:
+        if self.mix and len(self.mix) != len(self.data):
+            raise ValueError(f"mix has {len(self.mix)} weights for {len(self.data)} data paths")
+        if any(not weight > 0 for weight in self.mix):
+            raise ValueError("mix: every weight must be above 0")
+        for name in ("steps", "batch", "window", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"dtype must be bfloat16 or float32, not {self.dtype}")
+        longest = max(self.window, self.long_window if self.long_fraction else 0)
+        if longest > self.shape.context:
+            raise ValueError(f"a window of {longest} exceeds the context of {self.shape.context}")
+        if self.window <= self.shape.draft_length:
+            raise ValueError(f"window must exceed the draft length {self.shape.draft_length}")
+
+    def window_at(self, step: int) -> tuple[int, int]:
+        """Rows and bytes per row of a step, counted from 0."""
+        if step < self.steps * (1 - self.long_fraction):
+            return self.batch, self.window
+        return max(1, self.batch * self.window // self.long_window), self.long_window
+
+    def rate_at(self, step: int) -> float:
+        """Share of the full learning rate: linear warm-up, flat, then linear to zero."""
+        rising = (step + 1) / max(1, self.warmup)
+        falling = (self.steps - step) / max(1.0, self.steps * self.decay_fraction)
+        return min(1.0, rising, falling)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        record = json.loads(text)
+        shape = ModelShape(**record.pop("shape"))
+        lists = {f.name for f in fields(cls) if str(f.type).startswith("tuple")}
+        return cls(shape=shape, **{k: tuple(v) if k in lists else v for k, v in record.items()})
+
+    def with_absolute_paths(self) -> "TrainConfig":
+        def absolute(paths: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(str(Path(path).resolve()) for path in paths)
+
+        return replace(self, data=absolute(self.data), validation=absolute(self.validation))
