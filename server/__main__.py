@@ -36,6 +36,7 @@ def main() -> None:
             host=settings.host,
             port=settings.port,
             log_level=settings.log_level,
+            log_config=None,  # the root logger's format for all
         )
     )
     with suppress(KeyboardInterrupt):

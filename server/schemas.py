@@ -48,10 +48,10 @@ def _decode_base64(value: object) -> bytes:
     raise PydanticCustomError("base64", "must be a string of base64 with padding")
 
 
-def _as_list(value: object) -> object:
+def _as_many(value: object) -> tuple[object, ...]:
     if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def _byte_key(key: str) -> str:
@@ -136,11 +136,11 @@ class GenerateRequest(BaseModel):
     )
     stop: Annotated[
         tuple[str, ...],
-        BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None),
+        BeforeValidator(_as_many, json_schema_input_type=str | list[str] | None),
     ] = Field((), description="Texts that end the output and are left out of it.")
     stop_bytes: Annotated[
         tuple[Base64, ...],
-        BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None),
+        BeforeValidator(_as_many, json_schema_input_type=str | list[str] | None),
     ] = Field((), description="The same as base64; up to 16 of both kinds, of 256 bytes each.")
     ignore_eos: bool = Field(False, description="Do not end at the end-of-document byte.")
     mode: Mode | None = Field(

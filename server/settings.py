@@ -30,29 +30,33 @@ class Settings(BaseSettings):
     )
 
     checkpoint: Path = Field(
-        Path("checkpoints/default"),
+        default=Path("checkpoints/default"),
         description="directory of the model to serve, with its prophet if it has one",
     )
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where the model runs; auto takes a GPU if there is one"
+        default="auto", description="where the model runs; auto takes a GPU if there is one"
     )
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = Field(
-        "auto", description="number format of the weights; auto takes what suits the device"
+        default="auto", description="number format of the weights; auto takes what suits the device"
     )
-    max_batch: int = Field(8, ge=1, le=256, description="requests decoded at the same time")
+    max_batch: int = Field(default=8, ge=1, le=256, description="requests decoded at the same time")
     max_context: int | None = Field(
-        None, ge=1, description="bytes of prompt and output together; the model's own if left out"
+        default=None,
+        ge=1,
+        description="bytes of prompt and output together; the model's own if left out",
     )
     draft_length: int = Field(
-        5, ge=1, le=16, description="bytes drafted per round where a request does not say"
+        default=5, ge=1, le=16, description="bytes drafted per round where a request does not say"
     )
     mode: Literal["base", "speculative", "auto"] = Field(
-        "auto", description="decode path of requests that do not name one"
+        default="auto", description="decode path of requests that do not name one"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe messages to log"
+        default="info", description="least severe messages to log"
     )
 
 

@@ -79,9 +79,9 @@ def save_checkpoint(
 def read_model_config(directory: Path) -> ModelConfig:
     """What config.json describes.
 
-    An `eos_token_id` that config.json leaves out, null aside, is looked up in
-    generation_config.json; where that has none either the model ends nowhere.  (transformers
-    would take byte 2, its default for Llama, for the end.)
+    Where config.json has no `eos_token_id`, not even null, that of generation_config.json counts;
+    where neither has one, no byte ends a text.  (transformers would end it at byte 2, its default
+    for Llama.)
     """
     path = directory / CONFIG
     described = read_object(path)

@@ -187,6 +187,8 @@ class Output:
     drafted: int = 0
     accepted: int = 0
     ended: bool = False
+    accepted_per_position: list[int] = field(default_factory=list)
+    """Rounds in which the first, second, … draft was accepted."""
 
 
 def generate(decoder: Decoder, jobs: Sequence[Job]) -> list[Output]:
@@ -198,7 +200,7 @@ def generate(decoder: Decoder, jobs: Sequence[Job]) -> list[Output]:
     """
     if len(jobs) > decoder.slots:
         raise ValueError(f"{len(jobs)} jobs for {decoder.slots} slots")
-    outputs = [Output() for _ in jobs]
+    outputs = [Output(accepted_per_position=[0] * job.draft_length) for job in jobs]
     running = set(range(len(jobs)))
     for slot, job in enumerate(jobs):
         decoder.open(slot, job)
@@ -213,6 +215,8 @@ def generate(decoder: Decoder, jobs: Sequence[Job]) -> list[Output]:
                 out.rounds += 1
                 out.drafted += result.drafted
                 out.accepted += result.accepted
+                for position in range(result.accepted):
+                    out.accepted_per_position[position] += 1
                 out.ended = result.ended
                 if out.ended or len(out.output) == jobs[slot].max_tokens:
                     running.discard(slot)

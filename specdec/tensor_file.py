@@ -31,11 +31,10 @@ PICKLES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
 
 
 def tensor_bytes(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
-    """The safetensors file that is to lie at `path`, with copies of the tensors in `dtype`."""
+    """The safetensors file that is to lie at `path`, with the tensors in `dtype`."""
     if dtype not in TYPES.values():
         raise CheckpointError(f"{path}: tensors are not stored as {dtype}")
-    # copies: parts of a fused matrix share memory, which safetensors refuses
-    stored = {name: t.detach().to("cpu", dtype, copy=True) for name, t in tensors.items()}
+    stored = {name: tensor.detach().to("cpu", dtype) for name, tensor in tensors.items()}
     for name, tensor in stored.items():
         _require_finite(path, name, tensor)
     return safetensors.torch.save(stored, {"format": "pt"})

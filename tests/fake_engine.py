@@ -54,7 +54,8 @@ def finished(count: int, output: bytes = b"", reason: FinishReason = FinishReaso
 def say(*pieces: bytes, rest: bytes = b"", reason: FinishReason = FinishReason.STOP) -> Script:
     """Each piece as a `Progress`, then the end with `rest`."""
     count = len(b"".join(pieces) + rest)
-    events = [*(Progress(piece, 0.001) for piece in pieces), finished(count, rest, reason)]
+    events: list[Event] = [Progress(piece, 0.001) for piece in pieces]
+    events.append(finished(count, rest, reason))
     return lambda submission: events
 
 
@@ -74,12 +75,13 @@ class FakeEngine:
         self._held: dict[str, Callable[[Event], None]] = {}
 
     def submit(self, submission: Submission, deliver: Callable[[Event], None]) -> None:
+        if self._script is None:
+            self._held[submission.request_id] = deliver
         self.submissions.append(submission)
         threading.Thread(target=self._play, args=(submission, deliver)).start()
 
     def _play(self, submission: Submission, deliver: Callable[[Event], None]) -> None:
         if self._script is None:
-            self._held[submission.request_id] = deliver
             deliver(Progress(b"held", 0.001))
             return
         for event in self._script(submission):
@@ -101,8 +103,10 @@ class FakeEngine:
 class Client:
     """An app and an HTTP client of it without a network; the loop runs while a call does."""
 
-    def __init__(self, engine: FakeEngine, **settings: Any) -> None:
-        self.app: FastAPI = create_app(Settings(**settings), lambda _: engine)
+    def __init__(self, engine: FakeEngine, mode: str = "auto", draft_length: int = 5) -> None:
+        # not left to their defaults, which the environment could change
+        settings = Settings.model_validate({"mode": mode, "draft_length": draft_length})
+        self.app: FastAPI = create_app(settings, lambda _: engine)
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Self:
@@ -141,3 +145,20 @@ class Client:
 
 def encode(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error of a response in the envelope, and in nothing else."""
+    body = response.json()
+    assert body.keys() == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    expected = "server_error" if response.status_code >= 500 else "invalid_request_error"
+    assert error["type"] == expected
+    return error
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)

@@ -6,6 +6,7 @@ transformers is the second reader: it stands for every other program that takes 
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as tensor_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -117,11 +119,16 @@ def change_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({name: v for name, v in fields.items() if v is not ...}))
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    # not load_file: its tensors may be the file itself, which the tests then write over
+    return parse_tensors(path.read_bytes())
+
+
 def change_tensors(path: Path, **changes: Any) -> None:
     """Sets tensors, `__` standing for the dots; `...` removes one."""
-    tensors = load_file(path)
+    tensors = read_tensors(path)
     tensors |= {name.replace("__", "."): value for name, value in changes.items()}
-    save_file({name: t for name, t in tensors.items() if t is not ...}, path)
+    path.write_bytes(tensor_file({name: t for name, t in tensors.items() if t is not ...}))
 
 
 def assert_refused(action: Callable[[], object], *words: str) -> None:
@@ -165,7 +172,7 @@ def test_tensors_are_stored_in_the_type_asked_for(tmp_path: Path, dtype: torch.d
     model, prophet = built()
     save_checkpoint(tmp_path, model, prophet, dtype)
     for name in ("model.safetensors", "prophet.safetensors"):
-        assert {t.dtype for t in load_file(tmp_path / name).values()} == {dtype}
+        assert {t.dtype for t in read_tensors(tmp_path / name).values()} == {dtype}
         with safe_open(tmp_path / name, framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
     # what does not fit into bfloat16 is rounded, and loads as what was stored
@@ -175,7 +182,7 @@ def test_tensors_are_stored_in_the_type_asked_for(tmp_path: Path, dtype: torch.d
 
 def test_bfloat16_is_what_a_checkpoint_is_stored_in(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, built()[0], None)
-    assert load_file(tmp_path / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    assert read_tensors(tmp_path / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
     assert read_json(tmp_path / "config.json")["torch_dtype"] == "bfloat16"
 
 
@@ -273,7 +280,7 @@ def test_fields_left_out_have_the_defaults_of_transformers(directory: Path) -> N
     defaults = LlamaConfig(hidden_size=24, num_attention_heads=4)
     block = read_model_config(directory).block
     assert block.rms_norm_eps == defaults.rms_norm_eps == 1e-6
-    assert block.rope_theta == defaults.rope_parameters["rope_theta"] == 10000.0
+    assert block.rope_theta == 10000.0
     assert block.num_key_value_heads == defaults.num_key_value_heads == 4
     assert block.head_dim == defaults.head_dim == 6
     assert read_model_config(directory).tie_word_embeddings is defaults.tie_word_embeddings is False
@@ -488,7 +495,7 @@ def test_a_tensor_that_is_not_the_prophets_is_refused_by_name(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_any_float_type_is_read(directory: Path, dtype: torch.dtype) -> None:
     path = directory / "model.safetensors"
-    tensors = load_file(path)
+    tensors = read_tensors(path)
     change_tensors(path, **{name: t.to(dtype) for name, t in tensors.items()})
     stored = tensors["model.norm.weight"].to(dtype)
     assert torch.equal(load_model(directory).stack.norm.weight, stored.float())
@@ -559,11 +566,11 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
 @pytest.fixture
 def sharded(directory: Path) -> Path:
     path = directory / "model.safetensors"
-    tensors = load_file(path)
+    tensors = read_tensors(path)
     path.unlink()
     shards = {FIRST: sorted(tensors)[:7], SECOND: sorted(tensors)[7:]}
     for shard, held in shards.items():
-        save_file({name: tensors[name] for name in held}, directory / shard)
+        (directory / shard).write_bytes(tensor_file({name: tensors[name] for name in held}))
     places = {name: shard for shard, held in shards.items() for name in held}
     index = {"metadata": {"total_size": 1}, "weight_map": places}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -679,6 +686,45 @@ def test_a_write_replaces_the_file_with_ordinary_rights(tmp_path: Path) -> None:
         assert path.read_bytes() == data
     assert path.stat().st_mode == ordinary.stat().st_mode
     assert names(tmp_path) == {"file", "ordinary"}
+
+
+def test_a_write_is_on_disk_before_and_after_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, os.replace
+
+    def record_fsync(descriptor: int) -> None:
+        events.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def record_rename(source: Path, target: Path) -> None:
+        assert source.parent == target.parent
+        assert source.read_bytes() == b"data"
+        events.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_rename)
+    write_atomically(tmp_path / "file", b"data")
+    assert events == ["file", "rename", "directory"]
+
+
+def test_a_new_directory_with_a_config_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    rename = os.replace
+
+    def record_rename(source: Path, target: Path) -> None:
+        written.append(target.name)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", record_rename)
+    save_checkpoint(tmp_path, *built())
+    assert {*written} == FILES | PROPHET_FILES
+    assert written[-1] == "config.json"
+    assert written.index("prophet_config.json") > written.index("prophet.safetensors")
 
 
 def test_a_place_that_cannot_hold_a_checkpoint_is_named(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from server.schemas import GenerateRequest
 from specdec.sampling import SamplingParams
 
 
-def parse(**given: Any) -> GenerateRequest:
-    return GenerateRequest.model_validate_json(json.dumps({"prompt": "a", **given}))
+def parse(**values: Any) -> GenerateRequest:
+    return GenerateRequest.model_validate_json(json.dumps({"prompt": "a", **values}))
 
 
 def refusal(body: bytes) -> ApiError:
@@ -28,9 +28,9 @@ def refusal(body: bytes) -> ApiError:
     return from_validation(caught.value, body)
 
 
-def refused(**given: Any) -> ApiError:
+def refused(**values: Any) -> ApiError:
     """The refusal of {"prompt": "a"} with some fields more."""
-    return refusal(json.dumps({"prompt": "a", **given}).encode())
+    return refusal(json.dumps({"prompt": "a", **values}).encode())
 
 
 def test_defaults_are_neutral() -> None:
@@ -39,7 +39,7 @@ def test_defaults_are_neutral() -> None:
 
 
 def test_every_sampling_parameter_arrives() -> None:
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "temperature": 0.5,
         "top_k": 3,
         "top_p": 0.25,
@@ -50,9 +50,9 @@ def test_every_sampling_parameter_arrives() -> None:
         "min_tokens": 2,
     }
     bias = {"0": -100, "255": 1.5}
-    expected = SamplingParams(**given, logit_bias=((0, -100.0), (255, 1.5)))
-    assert parse(**given, logit_bias=bias).sampling == expected
-    assert {*given, "logit_bias"} == {field.name for field in fields(SamplingParams)}
+    expected = SamplingParams(**values, logit_bias=((0, -100.0), (255, 1.5)))
+    assert parse(**values, logit_bias=bias).sampling == expected
+    assert {*values, "logit_bias"} == {field.name for field in fields(SamplingParams)}
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ def test_bounds_are_those_of_sampling(field: str, low: float, high: float) -> No
         logit_bias=st.dictionaries(st.integers(0, 255).map(str), st.floats(-100, 100)),
     )
 )
-def test_whatever_passes_is_accepted_by_sampling(given: dict[str, Any]) -> None:
-    params = parse(**given).sampling
-    assert {str(byte): bias for byte, bias in params.logit_bias} == given.pop("logit_bias")
-    assert all(getattr(params, name) == value for name, value in given.items())
+def test_whatever_passes_is_accepted_by_sampling(values: dict[str, Any]) -> None:
+    params = parse(**values).sampling
+    assert {str(byte): bias for byte, bias in params.logit_bias} == values.pop("logit_bias")
+    assert all(getattr(params, name) == value for name, value in values.items())
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,6 @@ def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_settings_are_frozen_and_closed() -> None:
     with pytest.raises(ValidationError):
-        Settings().port = 1  # type: ignore[misc]
+        Settings().port = 1
     with pytest.raises(ValidationError):
         Settings(prot=1)  # type: ignore[call-arg]

@@ -1,7 +1,6 @@
 """`python -m train --data FILE... --out DIR`: trains model and prophet, exports a checkpoint."""
 
 import argparse
-import platform
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from train.config import ModelShape, TrainConfig
 from train.data import DataError
+from train.export import export
 from train.trainer import Trainer, TrainingError
 
 
@@ -38,6 +38,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", required=True, help="files to train on, plain or .gz")
     parser.add_argument("--out", type=Path, required=True, help="directory of the run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--about-data", default="", help="what the data is and its licences, for the model card"
+    )
     _add_flags(parser.add_argument_group("run"), TrainConfig)
     _add_flags(parser.add_argument_group("shape"), ModelShape)
     return parser.parse_args(arguments)
@@ -62,9 +65,8 @@ def main(arguments: list[str]) -> int:
         if trainer.step < trainer.config.steps:
             print(f"stopped at step {trainer.step}; the same command goes on from there")
             return 0
-        from train.export import export
-
-        export(trainer, options.out / "checkpoint", platform.processor() or platform.machine())
+        export(trainer, options.out / "checkpoint", options.about_data)
+        print(f"exported {options.out / 'checkpoint'}")
     except (DataError, TrainingError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,245 @@
+"""The trainer: what it learns, what a stopped run resumes to, what it refuses, what it exports."""
+
+import gzip
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from specdec.checkpoint import load_model, load_prophet
+from train.__main__ import main
+from train.config import ModelShape, TrainConfig
+from train.data import Corpus, DataError, read_bytes
+from train.export import export
+from train.trainer import Trainer, TrainingError
+
+CPU = torch.device("cpu")
+TINY = ModelShape(
+    hidden_size=32,
+    depth=2,
+    heads=2,
+    kv_heads=1,
+    intermediate_size=48,
+    context=512,
+    draft_length=5,
+)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    words = ["if ", "not ", "done: ", "return ", "x\n", "y\n", "for "]
+    draw = random.Random(0)
+    path = tmp_path / "words.bin"
+    path.write_bytes("".join(draw.choice(words) for _ in range(8000)).encode())
+    return path
+
+
+def config(text: Path, **changes: object) -> TrainConfig:
+    base = TrainConfig(
+        data=(str(text),),
+        steps=8,
+        batch=4,
+        window=64,
+        long_window=128,
+        warmup=2,
+        evaluate_every=4,
+        save_every=3,
+        validation_bytes=1024,
+        dtype="float32",
+        shape=TINY,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    return [*trainer.model.state_dict().values(), *trainer.prophet.state_dict().values()]
+
+
+def test_it_learns_what_the_bytes_are(text: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config(text, steps=60, dtype="bfloat16"), tmp_path / "run", CPU)
+    trainer.directory.mkdir()
+    trainer.run()
+    first, last = (trainer.curve[i]["words.bin"] for i in (0, -1))
+    assert isinstance(first, dict)
+    assert isinstance(last, dict)
+    assert last["model"] < first["model"] - 1
+    assert last["prophet"] < first["prophet"] - 0.5
+    assert last["agreement"] > 0.5
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 5, 7])
+def test_a_stopped_run_resumes_to_the_weights_of_an_unbroken_one(
+    text: Path, tmp_path: Path, stopped_at: int
+) -> None:
+    unbroken = Trainer(config(text), tmp_path / "unbroken", CPU)
+    unbroken.directory.mkdir()
+    unbroken.run()
+
+    broken = Trainer(config(text), tmp_path / "broken", CPU)
+    broken.directory.mkdir()
+    while broken.step < stopped_at:
+        broken.train_step()
+        if broken.step % 3 == 0:
+            broken.save()  # what lies behind the last save is lost, as by kill -9
+    resumed = Trainer(config(text), tmp_path / "broken", CPU)
+    assert resumed.resume() == (stopped_at >= 3)
+    assert resumed.step == stopped_at // 3 * 3
+    resumed.run()
+    for a, b in zip(weights(unbroken), weights(resumed), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_failing_save_keeps_the_last_one(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(config(text), tmp_path, CPU)
+    trainer.train_step()
+    trainer.save()
+    before = trainer.save_path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    trainer.train_step()
+    with pytest.raises(TrainingError, match="No space left on device"):
+        trainer.save()
+    assert trainer.save_path.read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_loss_that_is_not_a_number_stops_before_it_reaches_the_weights(
+    text: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(config(text), tmp_path, CPU)
+    trainer.model.head.weight.data.fill_(float("nan"))
+    trainer.prophet.requires_grad_(True)
+    before = trainer.prophet.head.weight.clone()
+    with pytest.raises(TrainingError, match="step 0 is nan"):
+        trainer.train_step()
+    assert torch.equal(trainer.prophet.head.weight, before)
+
+
+def test_resuming_under_another_configuration_is_refused(text: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config(text), tmp_path, CPU)
+    trainer.save()
+    other = Trainer(config(text, seed=1), tmp_path, CPU)
+    with pytest.raises(TrainingError, match="another configuration"):
+        other.resume()
+
+
+def test_the_configuration_survives_its_json(text: Path) -> None:
+    whole = config(text, mix=(1.0,), validation=(str(text),))
+    assert TrainConfig.from_json(whole.to_json()) == whole
+
+
+def test_the_schedule_rises_holds_and_falls_to_zero(text: Path) -> None:
+    schedule = config(text, steps=100, warmup=10, decay_fraction=0.5)
+    rates = [schedule.rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10:50] == [1.0] * 40
+    assert rates[-1] == pytest.approx(0.02)
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    assert schedule.window_at(0) == (4, 64)
+    assert schedule.window_at(99) == (2, 128)
+
+
+def test_the_command_trains_and_exports_a_checkpoint_that_loads(text: Path, tmp_path: Path) -> None:
+    zipped = tmp_path / "words.gz"
+    zipped.write_bytes(gzip.compress(text.read_bytes()))
+    flags = {
+        "steps": 3,
+        "batch": 2,
+        "window": 64,
+        "long-window": 128,
+        "validation-bytes": 512,
+        "hidden-size": 32,
+        "depth": 2,
+        "heads": 2,
+        "kv-heads": 1,
+        "intermediate-size": 48,
+        "context": 512,
+    }
+    arguments = ["--data", str(zipped), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    arguments += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    assert main([*arguments, "--about-data", "Seven words, public domain."]) == 0
+    directory = tmp_path / "run" / "checkpoint"
+    model, prophet = load_model(directory), load_prophet(directory)
+    assert model.config.max_position_embeddings == 512
+    assert prophet is not None
+    record = json.loads((directory / "training.json").read_text())
+    assert record["steps"] == 3
+    assert record["config"]["data"] == ["words.gz"]
+    card = (directory / "README.md").read_text()
+    assert "Seven words, public domain." in card
+    assert "| words.gz | 5 | 0.7 |" in card
+    assert str(tmp_path) not in card
+
+
+def test_an_export_holds_the_weights_of_the_run(text: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config(text), tmp_path, CPU)
+    trainer.train_step()
+    export(trainer, tmp_path / "out", "words")
+    loaded = load_model(tmp_path / "out")
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name].bfloat16().float()), name
+
+
+def test_batches_depend_on_seed_and_step_alone(text: Path) -> None:
+    corpus = Corpus.open((str(text), str(text)), (3.0, 1.0), (), 0.1, 64)
+    assert torch.equal(corpus.batch(1, 5, 4, 64), corpus.batch(1, 5, 4, 64))
+    assert not torch.equal(corpus.batch(1, 5, 4, 64), corpus.batch(1, 6, 4, 64))
+    assert not torch.equal(corpus.batch(1, 5, 4, 64), corpus.batch(2, 5, 4, 64))
+
+
+def test_validation_bytes_are_never_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "halves.bin"
+    path.write_bytes(b"a" * 900 + b"z" * 100)
+    corpus = Corpus.open((str(path),), (), (), 0.1, 50)
+    drawn = torch.cat([corpus.batch(0, step, 8, 50) for step in range(50)])
+    assert set(drawn.unique().tolist()) == {ord("a")}
+    rows = corpus.validation_rows(corpus.validation[0], 1000, 50)
+    assert set(rows.unique().tolist()) == {ord("z")}
+
+
+def test_bad_data_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.bin").touch()
+    (tmp_path / "short.bin").write_bytes(b"short")
+    (tmp_path / "broken.gz").write_bytes(gzip.compress(b"x" * 5000)[:-9])
+    for name, message in (
+        ("missing.bin", "no such file"),
+        ("empty.bin", "is empty"),
+        ("broken.gz", "not whole gzip"),
+    ):
+        with pytest.raises(DataError, match=f"{name}.*{message}"):
+            read_bytes(str(tmp_path / name))
+    with pytest.raises(DataError, match=r"short\.bin: \d+ bytes for training"):
+        Corpus.open((str(tmp_path / "short.bin"),), (), (), 0.1, 64)
+
+
+def test_the_command_reports_bad_data_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(tmp_path / "no"), "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'no'}: no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mix": (1.0, 2.0)}, "mix has 2 weights for 1"),
+        ({"mix": (0.0,)}, "above 0"),
+        ({"steps": 0}, "steps"),
+        ({"dtype": "int8"}, "int8"),
+        ({"long_window": 1024}, "context of 512"),
+        ({"window": 5}, "draft length"),
+    ],
+)
+def test_impossible_configurations_are_refused_by_name(
+    text: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(text, **changes)
