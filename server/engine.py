@@ -50,14 +50,23 @@ class Engine:
         self._rounds = 0
         self._progress = time.monotonic()
         self._stopping = False
+        self._ended = ""
+        self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def submit(self, submission: Submission, deliver: Deliver) -> None:
-        """Queues a request; thread-safe."""
-        self._inbox.put(_Submit(submission, deliver, time.monotonic()))
+        """Queues a request; thread-safe.  After the engine's end it fails at once."""
+        now = time.monotonic()
+        with self._ending:
+            if not self._ended:
+                if self.status().idle:
+                    self._progress = now
+                self._inbox.put(_Submit(submission, deliver, now))
+                return
+        deliver(Failed(self._ended))
 
     def cancel(self, request_id: str) -> None:
         """Ends a request with reason cancelled if it is in flight; thread-safe."""
@@ -82,13 +91,23 @@ class Engine:
         )
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._receive()
-            plan = self._scheduler.plan(time.monotonic())
-            if not plan.empty:
-                self._send(self._round(plan))
-            self._progress = time.monotonic()
-        self._send(self._scheduler.fail_all("the server is shutting down"))
+        reason = "the engine has died"
+        try:
+            while not self._stopping:
+                self._receive()
+                plan = self._scheduler.plan(time.monotonic())
+                if not plan.empty:
+                    self._send(self._round(plan))
+                self._progress = time.monotonic()
+            reason = "the server is shutting down"
+        except Exception:
+            logger.exception(reason)
+        finally:
+            with self._ending:
+                self._ended = reason
+            while not self._inbox.empty():
+                self._handle(self._inbox.get())
+            self._send(self._scheduler.fail_all(reason))
 
     def _receive(self) -> None:
         """Takes what has arrived; waits for a message while there is no row to decode."""
@@ -103,8 +122,6 @@ class Engine:
 
     def _handle(self, message: _Submit | _Cancel | _Stop) -> None:
         if isinstance(message, _Submit):
-            if not (self._scheduler.running or self._scheduler.waiting):
-                self._progress = time.monotonic()
             request_id = message.submission.request_id
             if request_id in self._deliver:
                 message.deliver(Failed(f"request_id {request_id} is already in flight"))
@@ -133,9 +150,10 @@ class Engine:
             return refused
         try:
             results = self._decoder.step(drafts, chunks)
-        except Exception as error:
+        except Exception:
             logger.exception("a round failed")
-            return refused + self._scheduler.fail([*drafts, *chunks], f"a round failed: {error}")
+            message = "a round failed; the server's log has the reason"
+            return refused + self._scheduler.fail([*drafts, *chunks], message)
         self._rounds += 1
         done = Plan(drafts=drafts, chunks=chunks)
         return refused + self._scheduler.apply(done, results, time.monotonic())

@@ -48,6 +48,10 @@ def load_engine(settings: Settings) -> Engine:
     context = settings.max_context or longest
     if context > longest:
         raise ValueError(f"max_context: {context} exceeds the model's context of {longest}")
+    if prophet is None and settings.mode == "speculative":
+        raise ValueError(
+            f"mode: speculative was asked for, and {settings.checkpoint} has no prophet"
+        )
     packed = PackedModel(
         model, slots=settings.max_batch, context=context, device=device, dtype=dtype
     )

@@ -53,9 +53,14 @@ class Submission:
 
 @dataclass(frozen=True)
 class Speculation:
-    """What drafting did for one request: rounds are passes of the model that emitted bytes."""
+    """What drafting did for one request.
+
+    `rounds` are passes of the model that emitted bytes, `drafts` those of them that had a draft to
+    verify, `drafted` the bytes drafted.
+    """
 
     rounds: int = 0
+    drafts: int = 0
     drafted: int = 0
     accepted: int = 0
     accepted_per_position: tuple[int, ...] = ()

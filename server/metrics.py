@@ -137,7 +137,7 @@ class RequestMeter:
         metrics.prompt_tokens.inc(len(self._submission.prompt))
         speculation = finished.speculation
         if mode is Mode.SPECULATIVE:
-            metrics.drafts.inc(speculation.rounds)
+            metrics.drafts.inc(speculation.drafts)
             metrics.drafted.inc(speculation.drafted)
             metrics.accepted.inc(speculation.accepted)
             for position, accepted in enumerate(speculation.accepted_per_position):

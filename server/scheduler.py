@@ -49,7 +49,7 @@ class _Row:
         self.to_prefill = len(submission.prompt) - 1
         self.submitted = self.admitted = self.decoding = self.emitted = now
         self.generated = self.released = 0
-        self.rounds = self.drafted = self.accepted = 0
+        self.rounds = self.drafts = self.drafted = self.accepted = 0
         self.per_position = [0] * submission.draft_length
 
     def take(self, result: RowResult, now: float) -> list[Event]:
@@ -60,6 +60,7 @@ class _Row:
         # what lies behind a stop counts neither as output nor as accepted
         accepted = min(result.accepted, len(result.output) - self.matcher.surplus)
         self.rounds += 1
+        self.drafts += result.drafted > 0
         self.drafted += result.drafted
         self.accepted += accepted
         for position in range(accepted):
@@ -90,7 +91,7 @@ class _Row:
             reason=reason,
             completion_tokens=self.released,
             speculation=Speculation(
-                self.rounds, self.drafted, self.accepted, tuple(self.per_position)
+                self.rounds, self.drafts, self.drafted, self.accepted, tuple(self.per_position)
             ),
             timing=Timing(
                 queue_s=self.admitted - self.submitted,

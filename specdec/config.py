@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 VOCAB_SIZE = 256
 
+LONGEST_DRAFT = 16
+"""The most bytes that any prophet drafts in one round."""
+
 
 def _require_positive(owner: str, **fields: float) -> None:
     for name, value in fields.items():
@@ -111,5 +114,10 @@ class ProphetConfig:
         )
         if self.kind != "autoregressive":
             raise ValueError(f"ProphetConfig.kind {self.kind!r} is not known: autoregressive is")
+        if self.draft_length > LONGEST_DRAFT:
+            raise ValueError(
+                f"ProphetConfig.draft_length must be at most {LONGEST_DRAFT}, "
+                f"not {self.draft_length}"
+            )
         if self.state != "final_norm":
             raise ValueError(f"ProphetConfig.state {self.state!r} is not known: final_norm is")

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specdec.config import LONGEST_DRAFT
 from specdec.layers import rotary_table, wide
 from specdec.packed import PackedBlock, pack_linear
-from specdec.prophet import LONGEST_DRAFT, AutoregressiveProphet
+from specdec.prophet import AutoregressiveProphet
 
 Pick = Callable[[int, Tensor], Tensor]
 """(k, logits [c, 256]) → bytes [c]: the byte rule for draft k, from 0, with the rows' own noise."""

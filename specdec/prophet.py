@@ -16,11 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from specdec.config import VOCAB_SIZE, ProphetConfig
+from specdec.config import LONGEST_DRAFT, VOCAB_SIZE, ProphetConfig
 from specdec.layers import Stack, initialize, wide
-
-LONGEST_DRAFT = 16
-"""The most bytes that any prophet drafts in one round."""
 
 
 class AutoregressiveProphet(nn.Module):

@@ -41,7 +41,9 @@ INFO = EngineInfo(
 STATUS = EngineStatus(
     running=0, waiting=0, rounds=0, idle=True, seconds_since_progress=0.0, alive=True
 )
-SPECULATION = Speculation(rounds=2, drafted=8, accepted=3, accepted_per_position=(2, 1, 0, 0))
+SPECULATION = Speculation(
+    rounds=2, drafts=2, drafted=8, accepted=3, accepted_per_position=(2, 1, 0, 0)
+)
 TIMING = Timing(queue_s=0.25, prefill_s=0.5, decode_s=2.0)
 
 Script = Callable[[Submission], Iterable[Event]]

@@ -155,12 +155,12 @@ def test_a_failing_round_fails_its_rows_and_the_engine_goes_on(
         decoder.model.forward = failing  # type: ignore[method-assign, assignment]
         broken = Receiver()
         engine.submit(submission("broken"), broken)
-        assert "out of memory" in broken.failed()
+        assert "a round failed" in broken.failed()
         decoder.model.forward = whole  # type: ignore[method-assign]
         sound = Receiver()
         engine.submit(submission("sound"), sound)
         assert sound.finished().reason is FinishReason.LENGTH
-    assert "a round failed" in caplog.text
+    assert "out of memory" in caplog.text
 
 
 def test_a_request_that_cannot_fit_fails_alone() -> None:
@@ -226,6 +226,25 @@ def test_stopping_ends_what_is_in_flight_with_an_error() -> None:
         assert receiver.done.wait(20)
     assert "shutting down" in receivers[-1].failed()
     assert not engine.status().alive
+
+
+def test_an_engine_that_dies_fails_what_is_in_flight_and_what_comes_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("a scheduler's mistake")
+
+    monkeypatch.setattr("server.scheduler.Scheduler.apply", broken)
+    with running(fake_decoder(slots=1)) as engine:
+        first, queued, late = Receiver(), Receiver(), Receiver()
+        engine.submit(submission("first"), first)
+        engine.submit(submission("queued"), queued)
+        assert "has died" in first.failed()
+        assert "has died" in queued.failed()
+        assert eventually(lambda: not engine.status().alive)
+        engine.submit(submission("late"), late)
+        assert "has died" in late.failed()
+    assert "a scheduler's mistake" in caplog.text
 
 
 def test_ignoring_the_end_goes_on_behind_it() -> None:

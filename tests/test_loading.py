@@ -1,0 +1,92 @@
+"""From settings to an engine that answers, with a tiny checkpoint on disk; and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_engine import Receiver
+from test_scheduler import submission
+from tiny import agreeing_prophet, tiny_model
+
+from server.loading import load_engine, pick_device, pick_dtype
+from server.messages import Exactness
+from server.settings import Settings
+from specdec.checkpoint import save_checkpoint
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    model = tiny_model()
+    save_checkpoint(tmp_path, model, agreeing_prophet(model), torch.float32)
+    return tmp_path
+
+
+def settings(checkpoint: Path, **fields: object) -> Settings:
+    return Settings(
+        _cli_parse_args=False,  # type: ignore[call-arg]
+        checkpoint=checkpoint,
+        device="cpu",
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_a_loaded_engine_gives_both_modes_the_same_bytes(checkpoint: Path, dtype: str) -> None:
+    engine = load_engine(settings(checkpoint, dtype=dtype, max_batch=2))
+    try:
+        outputs = []
+        for name, draft_length in (("base", 0), ("speculative", 5)):
+            receiver = Receiver()
+            engine.submit(
+                submission(name, prompt=b"abc", max_tokens=60, draft_length=draft_length, eos=None),
+                receiver,
+            )
+            receiver.finished()
+            outputs.append(receiver.output)
+        assert len(outputs[0]) == 60
+        if engine.info.exactness is Exactness.EXACT or dtype == "float64":
+            assert outputs[0] == outputs[1]
+        assert engine.info.dtype == dtype
+        assert engine.info.longest_draft == 16
+        assert engine.info.context == 160
+        assert engine.info.model_name == checkpoint.name
+    finally:
+        engine.stop()
+
+
+def test_a_checkpoint_without_a_prophet_serves_base(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, tiny_model(), None, torch.float32)
+    engine = load_engine(settings(tmp_path, max_context=100))
+    try:
+        assert engine.info.longest_draft == 0
+        assert engine.info.context == 100
+        receiver = Receiver()
+        engine.submit(submission("base", draft_length=0), receiver)
+        assert receiver.finished().completion_tokens == 8
+    finally:
+        engine.stop()
+    with pytest.raises(ValueError, match="mode: speculative"):
+        load_engine(settings(tmp_path, mode="speculative"))
+
+
+def test_what_cannot_be_served_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_context: 161 exceeds"):
+        load_engine(settings(checkpoint, max_context=161))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load_engine(settings(tmp_path / "nowhere"))
+    whole = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        load_engine(settings(checkpoint))
+
+
+def test_devices_and_types_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match="device: cuda"):
+        pick_device("cuda")
+    cpu = torch.device("cpu")
+    assert pick_dtype("float64", cpu) == torch.float64
+    assert pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert pick_dtype("auto", cpu) == torch.float32

@@ -1,0 +1,234 @@
+"""The server as users meet it: a process, a socket, many clients at once, rubbish, a kill."""
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from tiny import agreeing_prophet, tiny_model
+
+from specdec.checkpoint import save_checkpoint
+
+
+def start(checkpoint: Path, *flags: str) -> tuple[subprocess.Popen[bytes], str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "server", "--checkpoint", str(checkpoint), "--device", "cpu"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), *flags],
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    return process, f"http://127.0.0.1:{port}"
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the server has ended"
+        try:
+            if httpx.get(f"{url}/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("the server is not ready after two minutes")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory = tmp_path_factory.mktemp("tiny")
+    model = tiny_model()
+    save_checkpoint(directory, model, agreeing_prophet(model), torch.float32)
+    process, address = start(directory, "--dtype", "float64", "--max-batch", "4")
+    assert process.stderr is not None
+    # read on, or the pipe fills and the server stands still
+    reader = threading.Thread(target=process.stderr.read, daemon=True)
+    reader.start()
+    try:
+        wait_until_ready(process, address)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        # uvicorn ends in order and then by the signal itself
+        status = process.wait(30)
+        reader.join()
+        process.stderr.close()
+    assert status in (0, -signal.SIGTERM)
+
+
+def body(index: int) -> dict[str, Any]:
+    """Requests of mixed modes, seeds, lengths, filters and prompts."""
+    return {
+        "prompt_bytes": base64.b64encode(bytes([index * 37 % 256]) * (1 + index * 7 % 50)).decode(),
+        "max_tokens": 5 + index * 11 % 90,
+        "temperature": [0.0, 0.7, 1.0, 1.5][index % 4],
+        "top_k": [0, 40][index % 2],
+        "top_p": [1.0, 0.95, 0.9][index % 3],
+        "presence_penalty": [0.0, 0.0, 0.5][index % 3],
+        "seed": index * 1_000_003,
+        "ignore_eos": index % 5 == 0,
+        "mode": ["base", "speculative", "auto"][index % 3],
+        **({"draft_length": 1 + index % 8} if index % 3 else {}),
+    }
+
+
+def test_sixteen_clients_at_once_get_what_each_gets_alone(url: str) -> None:
+    def ask(index: int) -> dict[str, Any]:
+        response = httpx.post(f"{url}/generate", json=body(index), timeout=60)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    with ThreadPoolExecutor(16) as clients:
+        together = list(clients.map(ask, range(16)))
+    for index, answer in enumerate(together):
+        alone = ask(index)
+        assert answer["bytes"] == alone["bytes"]
+        assert answer["seed"] == body(index)["seed"]
+        base = httpx.post(
+            f"{url}/generate",
+            json={k: v for k, v in body(index).items() if k != "draft_length"} | {"mode": "base"},
+        ).json()
+        assert base["bytes"] == answer["bytes"]
+        assert base["speculation"]["drafted"] == 0
+        output = base64.b64decode(answer["bytes"])
+        assert answer["usage"]["completion_tokens"] == len(output)
+        assert answer["text"] == output.decode(errors="replace")
+
+
+def test_a_stream_carries_the_bytes_of_the_plain_answer(url: str) -> None:
+    request = body(7) | {"max_tokens": 80, "ignore_eos": True}
+    plain = httpx.post(f"{url}/generate", json=request).json()
+    events = []
+    with httpx.stream("POST", f"{url}/generate", json=request | {"stream": True}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        for line in response.iter_lines():
+            if line:
+                assert line.startswith("data: ")
+                events.append(json.loads(line.removeprefix("data: ")))
+    assert len(events) > 3
+    assert b"".join(base64.b64decode(e["bytes"]) for e in events) == base64.b64decode(
+        plain["bytes"]
+    )
+    assert "".join(event["text"] for event in events) == plain["text"]
+    assert events[-1]["finish_reason"] == "length"
+    assert events[-1]["usage"] == plain["usage"]
+
+
+def test_a_drawn_seed_is_told_and_gives_the_same_bytes_again(url: str) -> None:
+    first = httpx.post(f"{url}/generate", json={"prompt": "a", "max_tokens": 40}).json()
+    again = {"prompt": "a", "max_tokens": 40, "seed": first["seed"], "mode": "base"}
+    assert httpx.post(f"{url}/generate", json=again).json()["bytes"] == first["bytes"]
+    other = again | {"seed": first["seed"] + 1}
+    assert httpx.post(f"{url}/generate", json=other).json()["bytes"] != first["bytes"]
+
+
+def running(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    (line,) = [x for x in lines if x.startswith("specdec_num_requests_running ")]
+    return float(line.split()[1])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_that_leave_free_their_slots(url: str, stream: bool) -> None:
+    """More of them than there are slots, with as much to write as fits."""
+    request = {"prompt": "x", "max_tokens": 159, "ignore_eos": True, "stream": stream}
+    for _ in range(8):
+        try:
+            with httpx.stream("POST", f"{url}/generate", json=request, timeout=0.02) as response:
+                next(response.iter_raw())
+        except httpx.TimeoutException:
+            pass
+    deadline = time.monotonic() + 10
+    while running(url) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert running(url) == 0
+    assert httpx.post(f"{url}/generate", json={"prompt": "x"}, timeout=10).status_code == 200
+
+
+def test_stop_strings_end_the_output_in_both_modes(url: str) -> None:
+    whole = httpx.post(
+        f"{url}/generate", json={"prompt": "a", "seed": 3, "max_tokens": 100, "ignore_eos": True}
+    ).json()
+    output = base64.b64decode(whole["bytes"])
+    stop = output[50:53]
+    for mode in ("base", "speculative"):
+        request = {"prompt": "a", "seed": 3, "max_tokens": 100, "ignore_eos": True, "mode": mode}
+        request["stop_bytes"] = base64.b64encode(stop).decode()
+        answer = httpx.post(f"{url}/generate", json=request).json()
+        assert answer["finish_reason"] == "stop"
+        assert base64.b64decode(answer["bytes"]) == output[: output.index(stop)]
+        assert answer["usage"]["completion_tokens"] == output.index(stop)
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "named"),
+    [
+        (b'{"prompt": "a", "temprature": 1}', 422, "temprature"),
+        (b'{"prompt": 5}', 422, "prompt"),
+        (b'{"prompt": "a", "temperature": -1}', 422, "temperature"),
+        (b'{"prompt": "a", "temperature": NaN}', 422, "temperature"),
+        (b'{"prompt": "a", "temperature": 1e999}', 422, "temperature"),
+        (b'{"prompt": "a", "max_tokens": "5"}', 422, "max_tokens"),
+        (b'{"prompt": "a", "max_tokens": 500}', 400, "max_tokens"),
+        (b'{"prompt": "' + b"a" * 200 + b'"}', 400, "prompt"),
+        (b'{"prompt_bytes": "a"}', 422, "prompt_bytes"),
+        (b'{"prompt": "a", "prompt_bytes": "YQ=="}', 422, "prompt"),
+        (b'{"prompt": "\\ud800"}', 422, "prompt"),
+        (b'{"prompt": "a", "n": 2}', 422, "n"),
+        (b'{"prompt": "", "mode": "base"}', 422, "prompt"),
+        (b'{"prompt": "a", "mode": "fast"}', 422, "mode"),
+        (b'{"prompt": "a", "draft_length": 17}', 422, "draft_length"),
+        (b"[" * 100_000, 400, "JSON"),
+        (b'{"prompt": ' + b'{"a":' * 5000, 400, "JSON"),
+        (b"", 400, "JSON"),
+        (b"\xff\xfe", 400, "JSON"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_bad_input_is_refused_by_name_and_the_server_goes_on(
+    url: str, content: bytes, status: int, named: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(f"{url}/generate", content=content, headers=headers)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert named in error["message"]
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("prompt", [b"\x00", b"\x00\x00a\x00", b"\xff\xfe\xc3", bytes(range(100))])
+def test_nul_and_invalid_utf8_are_prompts_like_any_other(url: str, prompt: bytes) -> None:
+    request = {"prompt_bytes": base64.b64encode(prompt).decode(), "max_tokens": 9, "seed": 1}
+    answer = httpx.post(f"{url}/generate", json=request).json()
+    assert answer["usage"]["prompt_tokens"] == len(prompt)
+    assert answer["exactness"] in ("exact", "fast")
+
+
+def test_what_cannot_be_loaded_ends_the_server_with_the_file_in_its_last_line(
+    tmp_path: Path,
+) -> None:
+    save_checkpoint(tmp_path, tiny_model(), None, torch.float32)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    process, _ = start(tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"model.safetensors" in errors
+    assert b"Traceback" not in errors
