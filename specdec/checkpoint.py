@@ -76,6 +76,15 @@ def save_checkpoint(
         write_atomically(directory / name, data)
 
 
+def save_prophet(
+    directory: Path, prophet: AutoregressiveProphet, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Puts a prophet beside the model of a checkpoint, which it must fit."""
+    contents = _prophet_files(directory, prophet, read_model_config(directory), dtype)
+    for name, data in contents.items():
+        write_atomically(directory / name, data)
+
+
 def read_model_config(directory: Path) -> ModelConfig:
     """What config.json describes.
 

@@ -11,7 +11,7 @@ from specdec.decoder import LONGEST_CHUNK, Decoder, Job
 from specdec.drafter import AutoregressiveDrafter, Pick
 from specdec.packed import PackedModel
 from specdec.prophet import AutoregressiveProphet
-from train.objective import objective, random_starts
+from train.objective import Aim, objective, random_starts
 
 GAMMA = 6
 
@@ -87,9 +87,7 @@ def _objective_gradients(detach: bool) -> tuple[dict[str, Tensor], dict[str, Ten
     model.requires_grad_(True)
     prophet.requires_grad_(True)
     tokens = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
-    losses = objective(
-        model, prophet, tokens, torch.arange(30), 8, detach=detach, prophet_weight=1.0
-    )
+    losses = objective(model, prophet, tokens, torch.arange(30), Aim(8, detach=detach))
     losses.total.backward()
     return (
         {name: p.grad for name, p in model.named_parameters() if p.grad is not None},

@@ -1,75 +1,114 @@
-"""`python -m train --data FILE... --out DIR`: trains model and prophet, exports a checkpoint."""
+"""`python -m train --data FILE... --out DIR`: trains model and prophet, exports a checkpoint.
+
+`python -m train prophet --checkpoint DIR --data FILE... --out DIR` trains a prophet for the model
+of a checkpoint, which is kept as it is.  The same command resumes a run that was stopped; under
+torchrun several processes share each batch.
+"""
 
 import argparse
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from train.config import ModelShape, TrainConfig
-from train.data import DataError
+from train.config import PRESETS, ModelShape, TrainConfig
 from train.export import export
-from train.trainer import Trainer, TrainingError
+from train.save import TrainingError
+from train.trainer import Trainer
+from train.world import World
+
+PROPHET_FIELDS = ("prophet_depth", "leading_states", "draft_length", "eos_byte")
+"""What of the shape is asked for with a frozen model: the rest is the model's."""
 
 
-def _add_flags(parser: argparse.ArgumentParser, record: type[Any]) -> None:
+def _add_flags(
+    group: argparse._ArgumentGroup, record: type[Any], defaults: object, skip: set[str]
+) -> None:
     for item in fields(record):
-        if item.name in ("shape", "data"):
+        if item.name in skip:
             continue
-        flag = "--" + item.name.replace("_", "-")
-        default = item.default
+        flag, default = "--" + item.name.replace("_", "-"), getattr(defaults, item.name)
+        shown = f"default {default}" if default not in ((), "") else " "
         if isinstance(default, bool):
-            parser.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=default, dest=item.name
-            )
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown)
         elif isinstance(default, tuple):
             kind = float if item.name == "mix" else str
-            parser.add_argument(flag, nargs="+", type=kind, default=(), dest=item.name)
+            group.add_argument(flag, nargs="+", type=kind, help=shown)
         else:
-            parser.add_argument(flag, type=type(default), default=default, dest=item.name)
+            group.add_argument(flag, type=type(default), help=shown)
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
+    """The run's configuration and the flags that are not part of it."""
+    prophet_alone = arguments[:1] == ["prophet"]
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", choices=sorted(PRESETS), default="default")
+    known, _ = first.parse_known_args(arguments)
+    base = PRESETS[known.preset]
     parser = argparse.ArgumentParser(
-        prog="python -m train", description=__doc__, argument_default=argparse.SUPPRESS
+        prog="python -m train" + " prophet" * prophet_alone,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[first],
+        argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--data", nargs="+", required=True, help="files to train on, plain or .gz")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        help="files, directories or globs; plain, .gz, .xz, .zip",
+    )
     parser.add_argument("--out", type=Path, required=True, help="directory of the run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--max-steps", type=int, help="stop after so many, to go on another time")
     parser.add_argument(
         "--about-data", default="", help="what the data is and its licences, for the model card"
     )
-    _add_flags(parser.add_argument_group("run"), TrainConfig)
-    _add_flags(parser.add_argument_group("shape"), ModelShape)
-    return parser.parse_args(arguments)
-
-
-def config_from(options: argparse.Namespace) -> TrainConfig:
+    skip = {"shape", "data", "frozen"}
+    if prophet_alone:
+        parser.add_argument("--checkpoint", required=True, help="directory of the frozen model")
+        skip |= {f.name for f in fields(ModelShape)} - set(PROPHET_FIELDS)
+    _add_flags(parser.add_argument_group("run"), TrainConfig, base, skip)
+    _add_flags(parser.add_argument_group("shape"), ModelShape, base.shape, skip)
+    options = parser.parse_args(arguments[1:] if prophet_alone else arguments)
     given = vars(options)
-    shape = ModelShape(**{f.name: given[f.name] for f in fields(ModelShape)})
-    rest = {f.name: given[f.name] for f in fields(TrainConfig) if f.name != "shape"}
-    lists = {name: tuple(rest.pop(name)) for name in ("data", "mix", "validation")}
-    return TrainConfig(shape=shape, **lists, **rest).with_absolute_paths()
+    shape_names = {f.name for f in fields(ModelShape)}
+    shape = replace(base.shape, **{k: v for k, v in given.items() if k in shape_names})
+    changes = {
+        f.name: tuple(given[f.name]) if isinstance(given[f.name], list) else given[f.name]
+        for f in fields(TrainConfig)
+        if f.name in given
+    }
+    frozen = given.get("checkpoint", "")
+    config = replace(base, shape=shape, frozen=frozen, **changes)
+    return config.with_absolute_paths(), options
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(arguments)
+    world = World()
     try:
+        config, options = parse(arguments)
+        device = world.device(options.device)
+        world.join(device)
         options.out.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(config_from(options), options.out, torch.device(options.device))
-        if trainer.resume():
+        trainer = Trainer(config, options.out, device, world)
+        resumed = trainer.resume()
+        if resumed and world.leads:
             print(f"resumed {trainer.save_path} at step {trainer.step}")
-        trainer.run()
-        if trainer.step < trainer.config.steps:
-            print(f"stopped at step {trainer.step}; the same command goes on from there")
-            return 0
-        export(trainer, options.out / "checkpoint", options.about_data)
-        print(f"exported {options.out / 'checkpoint'}")
-    except (DataError, TrainingError, ValueError) as error:
+        trainer.run(getattr(options, "max_steps", None))
+        if world.leads:
+            if trainer.step < config.steps:
+                print(f"stopped at step {trainer.step}; the same command goes on from there")
+            else:
+                export(trainer, options.out / "checkpoint", options.about_data)
+                print(f"exported {options.out / 'checkpoint'}")
+    except (TrainingError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        world.leave()
     return 0
 
 

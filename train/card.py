@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from train.demonstration import readable
 from train.measurement import Acceptance
 
 
@@ -66,13 +67,8 @@ def model_card(
     lines += ["", "## Samples", "", "Prompt, then ⟶, then what the model wrote; not chosen.", ""]
     for domain in domains:
         for temperature, prompt, output in domain.samples:
-            text = _readable(prompt[-64:]) + "⟶" + _readable(output)
+            text = readable(prompt[-64:]) + "⟶" + readable(output)
             lines += [f"{domain.name}, temperature {temperature}:", "", "````", text, "````", ""]
     lines += ["## Files", ""]
     lines += [f"- `{name}` sha256 {digest}" for name, digest in sums.items()]
     return "\n".join(lines) + "\n"
-
-
-def _readable(content: bytes) -> str:
-    text = content.decode("utf-8", "replace")
-    return "".join(c if c.isprintable() or c in "\n\t" else "␀" if c == "\0" else "·" for c in text)

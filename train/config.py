@@ -10,6 +10,9 @@ from pathlib import Path
 
 from specdec.config import BlockConfig, ModelConfig, ProphetConfig
 
+PROPHET_LOSSES = ("cross_entropy", "kl", "tv", "lk", "coupled")
+"""cross_entropy with the byte of the data; the others with the model's whole distribution."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -62,23 +65,34 @@ class ModelShape:
 class TrainConfig:
     """Data, schedule and optimizer of one run.
 
-    `window` bytes per row until the last `long_fraction` of the steps, `long_window` after that,
-    with the rows cut so that a step keeps its bytes.  `starts` is the share of offsets in a window
-    at which the prophet is trained.  `detach` keeps the prophet's gradient out of the model.
+    A step takes `accumulate` batches of `batch` rows.  `window` bytes per row until the last
+    `long_fraction` of the steps, `long_window` after that, with the rows cut so that a step keeps
+    its bytes.  `starts` is the share of offsets in a window at which the prophet is trained, 0 to
+    train the model alone; `detach` keeps the prophet's gradient out of the model.  `data_limit`
+    bytes of each source are used, 0 for all.  `split` by fraction or by file; `separate` puts the
+    end-of-document byte behind each file.  `frozen` names a checkpoint whose model is kept as it
+    is while a prophet is trained for it.
     """
 
     data: tuple[str, ...] = ()
     mix: tuple[float, ...] = ()
     validation: tuple[str, ...] = ()
     validation_fraction: float = 0.05
+    split: str = "fraction"
+    separate: bool = False
+    data_limit: int = 0
+    frozen: str = ""
     steps: int = 2000
     batch: int = 8
+    accumulate: int = 1
     window: int = 512
     long_window: int = 1024
     long_fraction: float = 0.15
     starts: float = 0.125
     detach: bool = True
     prophet_weight: float = 1.0
+    prophet_loss: str = "kl"
+    optimizer: str = "muon"
     muon_rate: float = 0.02
     adam_rate: float = 2e-3
     weight_decay: float = 0.05
@@ -89,6 +103,7 @@ class TrainConfig:
     dtype: str = "bfloat16"
     evaluate_every: int = 100
     save_every: int = 50
+    demonstrate_every: int = 0
     validation_bytes: int = 65536
     shape: ModelShape = field(default_factory=ModelShape)
 
@@ -97,11 +112,30 @@ class TrainConfig:
             raise ValueError(f"mix has {len(self.mix)} weights for {len(self.data)} data paths")
         if any(not weight > 0 for weight in self.mix):
             raise ValueError("mix: every weight must be above 0")
-        for name in ("steps", "batch", "window", "evaluate_every", "save_every"):
+        for name in ("steps", "batch", "accumulate", "window", "evaluate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ValueError(f"dtype must be bfloat16 or float32, not {self.dtype}")
+        choices = {
+            "dtype": ("bfloat16", "float32"),
+            "optimizer": ("muon", "adam"),
+            "split": ("fraction", "file"),
+            "prophet_loss": PROPHET_LOSSES,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)}"
+                )
+        if not 0 <= self.starts <= 1:
+            raise ValueError(f"starts must be from 0 to 1, not {self.starts}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError("validation_fraction must be at least 0 and below 1")
+        if self.separate and self.shape.eos_byte < 0:
+            raise ValueError("separate needs an eos_byte to put behind each file")
+        if self.frozen and not self.starts:
+            raise ValueError(
+                "starts: with a frozen model there is nothing to train but the prophet"
+            )
         longest = max(self.window, self.long_window if self.long_fraction else 0)
         if longest > self.shape.context:
             raise ValueError(f"a window of {longest} exceeds the context of {self.shape.context}")
@@ -132,6 +166,46 @@ class TrainConfig:
 
     def with_absolute_paths(self) -> "TrainConfig":
         def absolute(paths: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(str(Path(path).resolve()) for path in paths)
+            return tuple(str(Path.cwd() / path) for path in paths)
 
-        return replace(self, data=absolute(self.data), validation=absolute(self.validation))
+        frozen = str(Path.cwd() / self.frozen) if self.frozen else ""
+        return replace(
+            self, data=absolute(self.data), validation=absolute(self.validation), frozen=frozen
+        )
+
+
+SEED = TrainConfig(
+    steps=100_000,
+    batch=4,
+    accumulate=4,
+    window=512,
+    long_fraction=0.0,
+    starts=1.0,
+    detach=False,
+    prophet_loss="cross_entropy",
+    optimizer="adam",
+    adam_rate=1e-4,
+    weight_decay=0.0,
+    warmup=0,
+    decay_fraction=0.0,
+    clip=0.5,
+    data_limit=95_000_000,
+    validation_fraction=5 / 95,
+    evaluate_every=100,
+    demonstrate_every=100,
+    shape=ModelShape(
+        hidden_size=512,
+        depth=10,
+        heads=8,
+        kv_heads=8,
+        intermediate_size=1408,
+        context=512,
+        prophet_depth=2,
+        leading_states=2,
+        draft_length=5,
+        eos_byte=-1,
+    ),
+)
+"""The recipe of lucidrains/speculative-decoding's prophet trainer, on a Llama block."""
+
+PRESETS = {"default": TrainConfig(), "seed": SEED}

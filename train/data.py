@@ -1,10 +1,9 @@
-"""Bytes to train on: files, mixed by weight, cut into random windows.
+"""Windows of bytes to train and validate on.
 
 What is drawn for a step depends on the seed and the step alone, so that a resumed run sees the
-bytes that an unbroken one would have seen.  Does not know documents: a window may span several.
+bytes that an unbroken one would have seen.  Windows lie anywhere: one may span several documents.
 """
 
-import gzip
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,26 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Bytes = NDArray[np.uint8]
-
-
-class DataError(ValueError):
-    """The data cannot be trained on; the message names the file."""
-
-
-def read_bytes(path: str) -> Bytes:
-    """The bytes of a plain (memory-mapped) or .gz file."""
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"{path}: no such file")
-    if file.stat().st_size == 0:
-        raise DataError(f"{path}: is empty")
-    if file.suffix == ".gz":
-        try:
-            return np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8)
-        except (OSError, EOFError) as error:
-            raise DataError(f"{path}: is not whole gzip: {error}") from None
-    return np.memmap(file, np.uint8, mode="r")
+from train.source import Bytes, DataError, Packing, open_source
 
 
 @dataclass(frozen=True)
@@ -47,6 +27,12 @@ class Sample:
         return torch.from_numpy(
             np.stack([self.content[i : i + length] for i in starts]).astype(np.int64)
         )
+
+    def spread(self, total: int, length: int) -> Tensor:
+        """int64 [rows, length]: evenly spread windows of at most `total` bytes together."""
+        rows = max(1, min(total, len(self.content)) // length)
+        starts = np.linspace(0, len(self.content) - length, rows).astype(np.int64)
+        return self.windows(starts, length)
 
 
 @dataclass(frozen=True)
@@ -63,20 +49,25 @@ class Corpus:
         data: tuple[str, ...],
         mix: tuple[float, ...],
         validation: tuple[str, ...],
-        fraction: float,
+        packing: Packing,
         window: int,
+        cache: Path,
+        limit: int = 0,
     ) -> "Corpus":
-        """Opens the files; without validation files the end of each data file is kept for it."""
+        """Opens the sources; without `validation` sources a part of each is kept for it.
+
+        DataError where a part is shorter than one window.
+        """
         if not data:
-            raise DataError("data: give at least one file")
+            raise DataError("data: give at least one file, directory or glob")
+        whole = Packing(packing.separator, by_file=False, validation_fraction=0.0)
         training, held_out = [], []
-        for path in data:
-            content = read_bytes(path)
-            cut = len(content) if validation else int(len(content) * (1 - fraction))
-            training.append(Sample(Path(path).name, content[:cut]))
-            held_out.append(Sample(Path(path).name, content[cut:]))
+        for argument in data:
+            kept, left = open_source(argument, whole if validation else packing, cache, limit)
+            training.append(Sample(_name(argument), kept))
+            held_out.append(Sample(_name(argument), left))
         if validation:
-            held_out = [Sample(Path(path).name, read_bytes(path)) for path in validation]
+            held_out = [Sample(_name(a), open_source(a, whole, cache)[0]) for a in validation]
         for part, samples in (("training", training), ("validation", held_out)):
             for sample in samples:
                 if len(sample.content) < window + 1:
@@ -99,8 +90,6 @@ class Corpus:
             parts.append(sample.windows(start, length))
         return torch.cat(parts)
 
-    def validation_rows(self, sample: Sample, total: int, length: int) -> Tensor:
-        """int64 [rows, length]: evenly spread windows of at most `total` bytes."""
-        rows = max(1, min(total, len(sample.content)) // length)
-        starts = np.linspace(0, len(sample.content) - length, rows).astype(np.int64)
-        return sample.windows(starts, length)
+
+def _name(argument: str) -> str:
+    return Path(argument).name or argument

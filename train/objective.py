@@ -1,7 +1,7 @@
 """What is minimised: the model's cross-entropy and the prophet's distance to the model.
 
-The prophet learns the model's whole distribution at each drafted place rather than the one byte
-of the data, because it is the model that will judge its drafts.
+By default the prophet learns the model's whole distribution at each drafted place rather than the
+one byte of the data, because it is the model that will judge its drafts.
 """
 
 import math
@@ -13,19 +13,34 @@ from torch import Tensor
 
 from specdec.model import ByteLlama
 from specdec.prophet import AutoregressiveProphet
+from train.acceptance import LOSSES, coupled_acceptance
 
 BITS = 1 / math.log(2)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """total is minimised; the others are bits per byte on the data, for people."""
+    """`total` is minimised; the others are for people.
+
+    Bits are per byte of the data.  `acceptance` [γ] is the probability at each drafted place that
+    model and prophet choose the same byte at temperature 1, given that all before agreed.
+    """
 
     total: Tensor
     model_bits: Tensor
     prophet_bits: Tensor
-    agreement: Tensor
-    """Mean over drafted places of 1 - total variation(model, prophet), by draft: [γ]."""
+    acceptance: Tensor
+
+
+@dataclass(frozen=True)
+class Aim:
+    """How the two losses are made and weighed; names are those of `TrainConfig`."""
+
+    gamma: int
+    detach: bool = True
+    frozen: bool = False
+    prophet_weight: float = 1.0
+    prophet_loss: str = "kl"
 
 
 def random_starts(seed: int, step: int, length: int, gamma: int, share: float) -> Tensor:
@@ -37,31 +52,34 @@ def random_starts(seed: int, step: int, length: int, gamma: int, share: float) -
 
 
 def objective(
-    model: ByteLlama,
-    prophet: AutoregressiveProphet,
-    tokens: Tensor,
-    starts: Tensor,
-    gamma: int,
-    *,
-    detach: bool,
-    prophet_weight: float,
+    model: ByteLlama, prophet: AutoregressiveProphet, tokens: Tensor, starts: Tensor, aim: Aim
 ) -> Losses:
-    """Losses of tokens [B, T]; the prophet is trained at `starts`, γ targets each."""
-    hidden = model(tokens)
-    scores = model.logits(hidden[:, :-1])
+    """Losses of tokens [B, T]; the prophet is trained at `starts` [M], γ targets each.
+
+    Without starts the model is trained alone.
+    """
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not aim.frozen):
+        hidden = model(tokens)
+        scores = model.logits(hidden[:, :-1])
     model_loss = F.cross_entropy(scores.flatten(0, 1), tokens[:, 1:].flatten())
-    drafts = prophet.at_starts(hidden.detach() if detach else hidden, tokens, starts, gamma)
-    places = starts[:, None] + torch.arange(gamma, device=tokens.device)
-    judged = scores.detach()[:, places].softmax(-1)
-    log_drafts = drafts.log_softmax(-1)
-    prophet_loss = -(judged * log_drafts).sum(-1).mean()
+    if not len(starts):
+        none = model_loss.detach().new_zeros(aim.gamma)
+        return Losses(model_loss, model_loss.detach() * BITS, none.mean(), none)
+    drafts = prophet.at_starts(hidden.detach() if aim.detach else hidden, tokens, starts, aim.gamma)
+    places = starts[:, None] + torch.arange(aim.gamma, device=tokens.device)
+    log_p = scores.detach()[:, places].log_softmax(-1)
+    log_q = drafts.log_softmax(-1)
+    byte = log_q.gather(-1, tokens[:, places + 1][..., None])
+    if aim.prophet_loss == "cross_entropy":
+        prophet_loss = -byte.mean()
+    else:
+        prophet_loss = LOSSES[aim.prophet_loss](log_p, log_q).mean()
     with torch.no_grad():
-        targets = tokens[:, places + 1]
-        hit = log_drafts.gather(-1, targets[..., None])
-        agreement = 1 - 0.5 * (judged - log_drafts.exp()).abs().sum(-1).mean((0, 1))
+        acceptance = coupled_acceptance(log_p, log_q).mean((0, 1))
+    weighed = aim.prophet_weight * prophet_loss
     return Losses(
-        total=model_loss + prophet_weight * prophet_loss,
+        total=weighed if aim.frozen else model_loss + weighed,
         model_bits=model_loss.detach() * BITS,
-        prophet_bits=-hit.mean() * BITS,
-        agreement=agreement,
+        prophet_bits=-byte.detach().mean() * BITS,
+        acceptance=acceptance,
     )

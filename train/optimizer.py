@@ -1,4 +1,4 @@
-"""Muon for the matrices inside blocks, AdamW for everything else.
+"""Muon for the matrices inside blocks and AdamW for everything else, or Adam for all.
 
 Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix; embeddings, heads, norms and
 learned vectors are not such matrices and keep AdamW (Loshchilov and Hutter 2019).
@@ -13,13 +13,23 @@ from train.config import TrainConfig
 
 
 class Optimizers:
-    """Both optimizers behind one step, with their rates scaled together."""
+    """All optimizers of a run behind one step, with their rates scaled together."""
 
     def __init__(self, config: TrainConfig, *modules: nn.Module) -> None:
         named = list(chain.from_iterable(module.named_parameters() for module in modules))
-        matrices = [p for name, p in named if ".blocks." in name and p.ndim == 2]
-        rest = [p for name, p in named if not (".blocks." in name and p.ndim == 2)]
-        self.parts: list[torch.optim.Optimizer] = [
+        self.parameters = [p for _, p in named if p.requires_grad]
+        self.parts: list[torch.optim.Optimizer]
+        if config.optimizer == "adam":
+            self.rates = [config.adam_rate]
+            self.parts = [torch.optim.Adam(self.parameters, lr=config.adam_rate)]
+            return
+        matrices, rest = [], []
+        for name, parameter in named:
+            if parameter.requires_grad:
+                inside = ".blocks." in name and parameter.ndim == 2
+                (matrices if inside else rest).append(parameter)
+        self.rates = [config.muon_rate, config.adam_rate]
+        self.parts = [
             torch.optim.Muon(
                 matrices,
                 lr=config.muon_rate,
@@ -29,18 +39,15 @@ class Optimizers:
             ),
             torch.optim.AdamW(rest, lr=config.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
         ]
-        self.rates = [config.muon_rate, config.adam_rate]
-        self.parameters = [p for _, p in named]
 
-    def step(self, share: float, clip: float) -> float:
-        """Clips the joint gradient norm, steps at `share` of the rates; returns the norm."""
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, clip))
+    def step(self, share: float, clip: float) -> None:
+        """Clips the joint gradient norm and steps at `share` of the rates."""
+        nn.utils.clip_grad_norm_(self.parameters, clip)
         for part, rate in zip(self.parts, self.rates, strict=True):
             for group in part.param_groups:
                 group["lr"] = rate * share
             part.step()
             part.zero_grad(set_to_none=True)
-        return norm
 
     def state_dict(self) -> list[dict[str, object]]:
         return [part.state_dict() for part in self.parts]

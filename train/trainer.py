@@ -1,88 +1,115 @@
 """The training loop: steps, validation, saves, resume.
 
-Knows when; what is minimised is `train.objective`, what is drawn `train.data`.  A save holds
-weights, optimizer state, step and curve, and is renamed into place, so that a killed run resumes
-from its last one to the losses of a run never killed.
+Knows when; what is minimised is `train.objective`, what is drawn `train.data`, how a save gets to
+the disk `train.save`.  A save holds weights, optimizer state, step and curve, and what a step draws
+depends on the seed and its number alone: a killed run resumes to the losses of one never stopped.
 """
 
 import json
 import math
-import os
 import signal
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from specdec.checkpoint import load_model
+from specdec.config import ProphetConfig
 from specdec.model import ByteLlama
 from specdec.prophet import AutoregressiveProphet
 from train.config import TrainConfig
+from train.curve import write_curve
 from train.data import Corpus
-from train.objective import Losses, objective, random_starts
+from train.demonstration import demonstrate
+from train.objective import Aim, Losses, objective, random_starts
 from train.optimizer import Optimizers
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the last save is intact."""
+from train.save import TrainingError, read_save, write_save
+from train.source import Packing
+from train.world import World
 
 
 class Trainer:
-    """One run in one directory."""
+    """One run in one directory.
 
-    def __init__(self, config: TrainConfig, directory: Path, device: torch.device) -> None:
-        self.config = config
-        self.directory = directory
-        self.device = device
-        longest = max(config.window, config.long_window)
+    `last.pt` there is the newest save, `best.pt` the weights of the best validation so far.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: Path,
+        device: torch.device,
+        world: World | None = None,
+    ) -> None:
+        self.config, self.directory, self.device = config, directory, device
+        self.world = world or World()
+        eos = config.shape.eos_byte
         self.corpus = Corpus.open(
-            config.data, config.mix, config.validation, config.validation_fraction, longest
+            config.data,
+            config.mix,
+            config.validation,
+            Packing(
+                separator=eos if config.separate else None,
+                by_file=config.split == "file",
+                validation_fraction=config.validation_fraction,
+            ),
+            max(config.window, config.long_window if config.long_fraction else 0),
+            directory / "data",
+            config.data_limit,
         )
         torch.manual_seed(config.seed)
-        self.model = ByteLlama(config.shape.model).to(device)
-        self.prophet = AutoregressiveProphet(config.shape.prophet).to(device)
+        self.model, self.prophet = _networks(config)
+        self.model.to(device)
+        self.prophet.to(device)
+        self.aim = Aim(
+            gamma=config.shape.draft_length,
+            detach=config.detach,
+            frozen=bool(config.frozen),
+            prophet_weight=config.prophet_weight,
+            prophet_loss=config.prophet_loss,
+        )
         self.optimizers = Optimizers(config, self.model, self.prophet)
         self.step = 0
         self.seconds = 0.0
-        self.curve: list[dict[str, object]] = []
+        self.curve: list[dict[str, Any]] = []
+        self.best = math.inf
         self.stopping = False
 
     @property
     def save_path(self) -> Path:
         return self.directory / "last.pt"
 
+    @property
+    def best_path(self) -> Path:
+        return self.directory / "best.pt"
+
     def save(self) -> None:
-        state = {
-            "config": self.config.to_json(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "curve": json.dumps(self.curve),
-            "model": self.model.state_dict(),
-            "prophet": self.prophet.state_dict(),
-            "optimizers": self.optimizers.state_dict(),
-        }
-        temporary = self.save_path.with_suffix(".pt.partial")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.save_path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise TrainingError(f"{self.save_path}: {error.strerror}; the last save is kept") from (
-                error
+        if self.world.leads:
+            write_save(
+                self.save_path,
+                {
+                    "config": self.config.to_json(),
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "best": self.best,
+                    "curve": json.dumps(self.curve),
+                    "model": self.model.state_dict(),
+                    "prophet": self.prophet.state_dict(),
+                    "optimizers": self.optimizers.state_dict(),
+                },
             )
 
     def resume(self) -> bool:
         """Continues from the last save, if there is one; refuses one of another configuration."""
         if not self.save_path.exists():
             return False
-        state = torch.load(self.save_path, map_location=self.device, weights_only=True)
-        saved = TrainConfig.from_json(state["config"])
-        if saved != self.config:
+        state = read_save(self.save_path, self.device)
+        if TrainConfig.from_json(state["config"]) != self.config:
             raise TrainingError(
                 f"{self.save_path} was trained with another configuration; "
                 "give the flags of that run or another --out"
@@ -90,75 +117,109 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.prophet.load_state_dict(state["prophet"])
         self.optimizers.load_state_dict(state["optimizers"])
-        self.step = state["step"]
-        self.seconds = state["seconds"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.best = state.get("best", math.inf)
         self.curve = json.loads(state["curve"])
         return True
+
+    def load_best(self) -> int:
+        """Takes the weights of the best validation; returns their step."""
+        if not self.best_path.exists():
+            return self.step
+        state = read_save(self.best_path, self.device)
+        self.model.load_state_dict(state["model"])
+        self.prophet.load_state_dict(state["prophet"])
+        return int(state["step"])
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.config.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def losses(self, tokens: torch.Tensor, step: int, share: float) -> Losses:
+    def losses(self, tokens: torch.Tensor, draw: int) -> Losses:
         config = self.config
-        gamma = config.shape.draft_length
-        starts = random_starts(config.seed, step, tokens.shape[1], gamma, share)
+        starts = torch.zeros(0, dtype=torch.int64)
+        if config.starts:
+            gamma = config.shape.draft_length
+            starts = random_starts(config.seed, draw, tokens.shape[1], gamma, config.starts)
         with self.autocast():
             return objective(
-                self.model,
-                self.prophet,
-                tokens.to(self.device),
-                starts.to(self.device),
-                gamma,
-                detach=config.detach,
-                prophet_weight=config.prophet_weight,
+                self.model, self.prophet, tokens.to(self.device), starts.to(self.device), self.aim
             )
 
     def train_step(self) -> Losses:
+        """One step of the optimizers; the losses returned are means over its batches."""
         config = self.config
         rows, length = config.window_at(self.step)
-        losses = self.losses(
-            self.corpus.batch(config.seed, self.step, rows, length), self.step, config.starts
-        )
-        total = float(losses.total.detach())
-        if not math.isfinite(total):
-            raise TrainingError(f"the loss at step {self.step} is {total}")
-        losses.total.backward()
+        parts = []
+        for batch in range(config.accumulate):
+            draw = self.step * config.accumulate + batch
+            tokens = self.world.share(self.corpus.batch(config.seed, draw, rows, length))
+            losses = self.losses(tokens, draw)
+            (losses.total / config.accumulate).backward()
+            parts.append(losses)
+        mean = _mean(parts, self.world)
+        if not math.isfinite(float(mean.total)):
+            raise TrainingError(
+                f"the loss at step {self.step} is {float(mean.total)}; the last save is kept"
+            )
+        self.world.average_gradients(self.optimizers.parameters)
         self.optimizers.step(config.rate_at(self.step), config.clip)
         self.step += 1
-        return losses
+        return mean
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, object]:
-        """Bits per byte of both and agreement by draft, on each validation sample."""
+    def evaluate(self) -> dict[str, Any]:
+        """Bits per byte of both and acceptance by draft, on each validation sample."""
         config = self.config
         window = config.window_at(self.step)[1]
-        result: dict[str, object] = {"step": self.step, "seconds": round(self.seconds, 1)}
+        result: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 1)}
         for sample in self.corpus.validation:
-            rows = self.corpus.validation_rows(sample, config.validation_bytes, window)
-            parts = [self.losses(part, 0, config.starts) for part in rows.split(config.batch)]
-            sizes = torch.tensor([len(part) for part in rows.split(config.batch)]) / len(rows)
+            rows = sample.spread(config.validation_bytes, window)
+            parts = rows.split(config.batch)
+            losses = [self.losses(part, 0) for part in parts]
+            sizes = torch.tensor([len(part) for part in parts]) / len(rows)
 
-            def mean(name: str, parts: list[Losses] = parts, sizes: torch.Tensor = sizes) -> float:
-                values = torch.stack([getattr(part, name).mean().float().cpu() for part in parts])
-                return round(float((values * sizes).sum()), 4)
+            def mean(
+                name: str, losses: list[Losses] = losses, sizes: torch.Tensor = sizes
+            ) -> torch.Tensor:
+                values = torch.stack([getattr(part, name).float().cpu() for part in losses])
+                return torch.tensordot(sizes, values, 1)
 
             result[sample.name] = {
-                "model": mean("model_bits"),
-                "prophet": mean("prophet_bits"),
-                "agreement": mean("agreement"),
+                "model": round(float(mean("model_bits")), 4),
+                "prophet": round(float(mean("prophet_bits")), 4),
+                "acceptance": [round(float(x), 4) for x in mean("acceptance")],
             }
         self.curve.append(result)
+        self._keep_if_best(result)
         return result
 
-    def run(self) -> None:
-        """Trains to the last step, or until SIGTERM or SIGINT, and saves."""
-        config = self.config
-        previous = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        bar = tqdm(total=config.steps, initial=self.step, dynamic_ncols=True, unit="step")
-        try:
-            while self.step < config.steps and not self.stopping:
+    def _keep_if_best(self, result: dict[str, Any]) -> None:
+        """Of a frozen model the prophet counts, else the model."""
+        figures = [result[sample.name] for sample in self.corpus.validation]
+        if self.config.frozen:
+            value = -sum(sum(f["acceptance"]) for f in figures) / len(figures)
+        else:
+            value = sum(f["model"] for f in figures) / len(figures)
+        if value < self.best and self.world.leads:
+            self.best = value
+            weights = {"model": self.model.state_dict(), "prophet": self.prophet.state_dict()}
+            write_save(self.best_path, {"step": self.step, **weights})
+
+    def run(self, most: int | None = None) -> None:
+        """Trains to the last step, for `most` steps, or until SIGTERM or SIGINT, and saves."""
+        config, talks = self.config, self.world.leads
+        last = config.steps if most is None else min(config.steps, self.step + most)
+        bar = tqdm(
+            total=config.steps,
+            initial=self.step,
+            dynamic_ncols=True,
+            unit="step",
+            disable=not talks,
+        )
+        with bar, self._stopped_by_signals():
+            while self.step < last and not self.world.any(self.stopping):
                 began = time.perf_counter()
                 rows, length = config.window_at(self.step)
                 losses = self.train_step()
@@ -166,18 +227,59 @@ class Trainer:
                 self.seconds += elapsed
                 bar.set_postfix_str(
                     f"model {losses.model_bits:.3f} prophet {losses.prophet_bits:.3f} bits/byte, "
-                    f"{rows * length / elapsed:,.0f} bytes/s"
+                    f"{rows * config.accumulate * length / elapsed:,.0f} bytes/s"
                 )
                 bar.update()
-                if self.step % config.evaluate_every == 0 or self.step == config.steps:
+                if talks and (self.step % config.evaluate_every == 0 or self.step == config.steps):
                     bar.write(json.dumps(self.evaluate()))
+                    write_curve(self.directory, self.curve)
+                every = config.demonstrate_every
+                if talks and every and self.step % every == 0:
+                    text = demonstrate(self.model, self.prophet, self.corpus, self.step)
+                    bar.write(text)
+                    with (self.directory / "demonstrations.log").open("a", encoding="utf-8") as log:
+                        log.write(text + "\n")
                 if self.step % config.save_every == 0:
                     self.save()
             self.save()
+
+    @contextmanager
+    def _stopped_by_signals(self) -> Iterator[None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.stopping = True
+
+        previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
         finally:
-            bar.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stopping = True
+
+def _networks(config: TrainConfig) -> tuple[ByteLlama, AutoregressiveProphet]:
+    shape = config.shape
+    if not config.frozen:
+        return ByteLlama(shape.model), AutoregressiveProphet(shape.prophet)
+    model = load_model(Path(config.frozen))
+    block = model.config.block
+    longest = max(config.window, config.long_window if config.long_fraction else 0)
+    if longest > model.config.max_position_embeddings:
+        raise ValueError(
+            f"window: {longest} exceeds the model's context of "
+            f"{model.config.max_position_embeddings}"
+        )
+    prophet = ProphetConfig(
+        block=block,
+        num_hidden_layers=shape.prophet_depth,
+        model_hidden_size=block.hidden_size,
+        leading_states=shape.leading_states,
+        draft_length=shape.draft_length,
+    )
+    return model, AutoregressiveProphet(prophet)
+
+
+def _mean(parts: list[Losses], world: World) -> Losses:
+    def mean(name: str) -> torch.Tensor:
+        return world.mean(torch.stack([getattr(part, name).detach() for part in parts]).mean(0))
+
+    return Losses(mean("total"), mean("model_bits"), mean("prophet_bits"), mean("acceptance"))

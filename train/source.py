@@ -1,0 +1,168 @@
+"""Where training bytes lie: files, directories, globs; plain, .gz, .xz and .zip.
+
+One argument of `--data` is one source.  A single plain file is memory-mapped where it lies;
+anything else is packed once into a file beside the run, which is then memory-mapped, so that a set
+larger than memory can be trained on.  Each file, and each member of a .zip, is one document.
+Knows nothing of windows or batches.
+"""
+
+import gzip
+import hashlib
+import lzma
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+COMPRESSED: dict[str, Callable[[Path], IO[bytes]]] = {
+    ".gz": lambda path: gzip.open(path, "rb"),  # noqa: SIM115 - closed by `_pack`
+    ".xz": lambda path: lzma.open(path, "rb"),  # noqa: SIM115
+}
+
+
+class DataError(ValueError):
+    """The data cannot be trained on; the message names the file or argument."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How documents become one stretch of bytes.
+
+    `separator` is written behind each document, None for nothing.  `by_file` sends whole files to
+    validation, a share of `validation_fraction` chosen by their names; otherwise the last share of
+    the bytes goes there.
+    """
+
+    separator: int | None
+    by_file: bool
+    validation_fraction: float
+
+
+def expand(argument: str) -> list[Path]:
+    """The files of an argument, in a fixed order: a file, all below a directory, or a glob's."""
+    path = Path(argument)
+    if path.is_dir():
+        files = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]
+    elif path.is_file():
+        files = [path]
+    elif has_magic(argument):
+        # Path.glob takes no absolute patterns
+        found = (Path(name) for name in glob(argument, recursive=True))  # noqa: PTH207
+        files = [path for path in found if path.is_file()]
+    else:
+        raise DataError(f"{argument}: no such file")
+    if not files:
+        raise DataError(f"{argument}: no file matches")
+    return sorted(files)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def open_source(
+    argument: str, packing: Packing, cache: Path, limit: int = 0
+) -> tuple[Bytes, Bytes]:
+    """(training, validation) bytes of one argument; the second may be empty.
+
+    Of a source that is split by fraction only the first `limit` bytes are taken, where not 0.
+    """
+    files = expand(argument)
+    if len(files) == 1 and files[0].suffix not in (*COMPRESSED, ".zip"):
+        if packing.by_file:
+            raise DataError(f"{argument}: one file cannot be split by file; split by fraction")
+        return _cut(_mapped(files[0]), packing.validation_fraction, limit)
+    key = hashlib.sha256(repr((packing.separator, packing.by_file)).encode())
+    for path in files:
+        facts = path.stat()
+        key.update(repr((str(path.resolve()), facts.st_size, facts.st_mtime_ns)).encode())
+    packed = cache / f"{key.hexdigest()[:16]}.bin"
+    if not packing.by_file:
+        if not packed.exists():
+            _pack(files, packing.separator, packed)
+        return _cut(_mapped(packed), packing.validation_fraction, limit)
+    held_out = [path for path in files if _chosen(path.name, packing.validation_fraction)]
+    rest = [path for path in files if path not in set(held_out)]
+    if not rest or not held_out:
+        raise DataError(
+            f"{argument}: splitting {len(files)} files by file leaves none for "
+            f"{'validation' if rest else 'training'}"
+        )
+    parts = []
+    for name, members in (("train", rest), ("valid", held_out)):
+        part = packed.with_suffix(f".{name}.bin")
+        if not part.exists():
+            _pack(members, packing.separator, part)
+        parts.append(_mapped(part))
+    return parts[0], parts[1]
+
+
+def _cut(content: Bytes, fraction: float, limit: int) -> tuple[Bytes, Bytes]:
+    content = content[: limit or len(content)]
+    cut = len(content) - int(len(content) * fraction)
+    return content[:cut], content[cut:]
+
+
+def _chosen(name: str, fraction: float) -> bool:
+    """Whether a file's name falls into the validation share, the same on every machine."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _mapped(path: Path) -> Bytes:
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: is empty")
+    return np.memmap(path, np.uint8, mode="r")
+
+
+def _pack(files: list[Path], separator: int | None, target: Path) -> None:
+    """Writes all documents into one file, which appears whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".partial")
+    try:
+        with temporary.open("wb") as out:
+            for path in files:
+                for document in _documents(path):
+                    with document as content:
+                        begin = out.tell()
+                        with _whole(path):
+                            shutil.copyfileobj(content, out, 1 << 20)
+                    if separator is not None and out.tell() > begin:
+                        out.write(bytes([separator]))
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _documents(path: Path) -> Iterator[IO[bytes]]:
+    if path.suffix == ".zip":
+        with _whole(path), zipfile.ZipFile(path) as archive:
+            for member in sorted(archive.namelist()):
+                if not member.endswith("/"):
+                    yield archive.open(member)
+    else:
+        yield COMPRESSED.get(path.suffix, lambda plain: plain.open("rb"))(path)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Names the file where its compression turns out broken."""
+    try:
+        yield
+    except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: is not whole: {error}") from None
