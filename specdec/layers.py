@@ -49,6 +49,17 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.to(kind), self.weight.shape, self.weight.to(kind), self.eps)
 
 
+def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention of [B, H, T, d], in the type that is fastest for it on the device."""
+    if query.device.type != "cpu":
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    # the fused CPU kernel is twice as fast in float32 as in bfloat16, backward included
+    query, key, value = (x.to(wide(x.dtype)) for x in (query, key, value))
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
 class Block(nn.Module):
     """Attention and SwiGLU feed-forward, each behind a norm and added to the stream."""
 
@@ -68,12 +79,12 @@ class Block(nn.Module):
         config = self.config
         heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         qkv = self.qkv(x).unflatten(-1, (-1, d)).transpose(1, 2)
-        turned = rotate(qkv[:, : heads + kv_heads], cos, sin).to(qkv.dtype)
+        turned = rotate(qkv[:, : heads + kv_heads], cos, sin)
         query, key, value = turned[:, :heads], turned[:, heads:], qkv[:, heads + kv_heads :]
         if config.query_groups > 1:
             key = key.repeat_interleave(config.query_groups, 1)
             value = value.repeat_interleave(config.query_groups, 1)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = _causal(query, key, value)
         projected: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return projected
 

@@ -104,6 +104,7 @@ class TrainConfig:
     evaluate_every: int = 100
     save_every: int = 50
     demonstrate_every: int = 0
+    tensorboard: bool = False
     validation_bytes: int = 65536
     shape: ModelShape = field(default_factory=ModelShape)
 

@@ -1,4 +1,4 @@
-"""A run to look at: curve.csv and curve.png in its directory, TensorBoard where installed.
+"""A run to look at: curve.csv and curve.png in its directory, TensorBoard on request.
 
 Losses in bits per byte, acceptance by drafted place; one row a validation.
 """
@@ -35,6 +35,18 @@ def write_curve(directory: Path, curve: Sequence[Row]) -> None:
     writer.writerows(rows)
     write_atomically(directory / "curve.csv", text.getvalue().encode())
     write_atomically(directory / "curve.png", plot(curve))
+
+
+def write_tensorboard(directory: Path, row: Row) -> None:
+    """Adds a row to the event files below `directory`.  ValueError where the extra is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("tensorboard: install the extra of this name") from None
+    with SummaryWriter(str(directory)) as writer:
+        for name, value in flat(row).items():
+            if name != "step":
+                writer.add_scalar(name, value, row["step"])
 
 
 def plot(curve: Sequence[Row]) -> bytes:

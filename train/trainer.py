@@ -23,7 +23,7 @@ from specdec.config import ProphetConfig
 from specdec.model import ByteLlama
 from specdec.prophet import AutoregressiveProphet
 from train.config import TrainConfig
-from train.curve import write_curve
+from train.curve import write_curve, write_tensorboard
 from train.data import Corpus
 from train.demonstration import demonstrate
 from train.objective import Aim, Losses, objective, random_starts
@@ -231,8 +231,11 @@ class Trainer:
                 )
                 bar.update()
                 if talks and (self.step % config.evaluate_every == 0 or self.step == config.steps):
-                    bar.write(json.dumps(self.evaluate()))
+                    row = self.evaluate()
+                    bar.write(json.dumps(row))
                     write_curve(self.directory, self.curve)
+                    if config.tensorboard:
+                        write_tensorboard(self.directory / "tensorboard", row)
                 every = config.demonstrate_every
                 if talks and every and self.step % every == 0:
                     text = demonstrate(self.model, self.prophet, self.corpus, self.step)
