@@ -100,8 +100,9 @@ class AutoregressiveDrafter:
         count, rows = x.shape[:2]
         block_config = self.config.block
         heads, kv_heads = block_config.num_attention_heads, block_config.num_key_value_heads
-        cos = self.cos[newest + 1 - rows : newest + 1].repeat(count, 1, 1)
-        sin = self.sin[newest + 1 - rows : newest + 1].repeat(count, 1, 1)
+        cos, sin = (table[newest + 1 - rows : newest + 1] for table in (self.cos, self.sin))
+        if rows > 1:  # a single place broadcasts
+            cos, sin = cos.repeat(count, 1, 1), sin.repeat(count, 1, 1)
         x = x.flatten(0, 1)
         for index, block in enumerate(self.blocks):
             turned, value = block.project(x, cos, sin)
