@@ -18,6 +18,9 @@ from specdec.packed import PackedModel
 _WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17)
 """Spans as decoding has them: alone, and with up to 16 drafts."""
 
+_MOST_ROWS = 512
+"""Rows of company in one pass: the check takes seconds for any number of slots."""
+
 
 @dataclass(frozen=True)
 class Invariance:
@@ -82,7 +85,8 @@ def _run(
         groups: list[tuple[int, int]] = [(1, size)]
         ahead = 0
         if company is not None and model.slots > 1:
-            others, width = 1 + turn % (model.slots - 1), _WIDTHS[turn * 5 % len(_WIDTHS)]
+            width = _WIDTHS[turn * 5 % len(_WIDTHS)]
+            others = min(1 + turn * 3 % (model.slots - 1), _MOST_ROWS // width)
             start = min(turn * 7, model.context - width)
             slots = torch.arange(1, 1 + others, device=model.device).repeat_interleave(width)
             places = torch.arange(start, start + width, device=model.device).repeat(others)
