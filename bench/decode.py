@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from bench.report import machine, quartiles, write_json
+from specdec.build import build_decoder
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, Output, generate
-from specdec.drafter import AutoregressiveDrafter
 from specdec.invariance import measure_invariance
 from specdec.packed import PackedModel
 from specdec.sampling import SamplingParams
@@ -38,7 +38,7 @@ def load_prompts(domain: str) -> list[bytes]:
     return [text.encode() for text in record["prompts"]]
 
 
-def _timed(decoder: Decoder, jobs: list[Job]) -> Timed:
+def _timed(decoder: Decoder[PackedModel], jobs: list[Job]) -> Timed:
     if decoder.device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -49,7 +49,7 @@ def _timed(decoder: Decoder, jobs: list[Job]) -> Timed:
 
 
 def measure(
-    decoder: Decoder,
+    decoder: Decoder[PackedModel],
     prompts: list[bytes],
     *,
     batch: int,
@@ -99,7 +99,7 @@ def measure(
     }
 
 
-def costs(decoder: Decoder, draft_length: int, repeats: int = 60) -> dict[str, float]:
+def costs(decoder: Decoder[PackedModel], draft_length: int, repeats: int = 60) -> dict[str, float]:
     """Milliseconds of a base round, a speculative round and the verifying pass alone, batch 1."""
     model = decoder.model
     place = torch.arange(200, 201 + draft_length, device=decoder.device)
@@ -140,11 +140,8 @@ def main(arguments: list[str]) -> int:
     if prophet is None:
         print(f"error: {options.checkpoint} has no prophet", file=sys.stderr)
         return 1
-    slots, context = max(options.batch), model.config.max_position_embeddings
-    packed = PackedModel(model, slots=slots, context=context, device=device, dtype=dtype)
-    exact = measure_invariance(packed).exact
-    drafter = AutoregressiveDrafter(prophet, slots=slots, device=device, dtype=dtype)
-    decoder = Decoder(packed, drafter, slots=slots, context=context, device=device)
+    decoder = build_decoder(model, prophet, slots=max(options.batch), device=device, dtype=dtype)
+    exact = measure_invariance(decoder.model).exact
     header = {
         **machine(device),
         "checkpoint": options.checkpoint.name,

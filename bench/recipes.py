@@ -23,10 +23,9 @@ from pathlib import Path
 import torch
 
 from bench.decode import load_prompts
+from specdec.build import build_decoder
 from specdec.checkpoint import load_model, load_prophet
-from specdec.decoder import Decoder, Job, generate
-from specdec.drafter import AutoregressiveDrafter
-from specdec.packed import PackedModel
+from specdec.decoder import Job, generate
 from specdec.sampling import SamplingParams
 from train.__main__ import main as train
 
@@ -42,15 +41,8 @@ def bytes_per_round(checkpoint: Path) -> dict[str, float]:
     model, prophet = load_model(checkpoint), load_prophet(checkpoint)
     if prophet is None:
         return {}
-    context = model.config.max_position_embeddings
-    device, dtype = torch.device("cpu"), torch.float32
-    decoder = Decoder(
-        PackedModel(model, slots=SLOTS, context=context, device=device, dtype=dtype),
-        AutoregressiveDrafter(prophet, slots=SLOTS, device=device, dtype=dtype),
-        slots=SLOTS,
-        context=context,
-        device=device,
-    )
+    device = torch.device("cpu")
+    decoder = build_decoder(model, prophet, slots=SLOTS, device=device, dtype=torch.float32)
     result = {}
     for domain in DOMAINS:
         prompts = load_prompts(domain)

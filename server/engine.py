@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
 from server.scheduler import Deliveries, Plan, Scheduler
@@ -40,7 +41,7 @@ class _Stop:
 class Engine:
     """Continuous batching over a decoder's slots, on a thread of its own."""
 
-    def __init__(self, decoder: Decoder, info: EngineInfo) -> None:
+    def __init__(self, decoder: Decoder[Any], info: EngineInfo) -> None:
         self.info = info
         self._decoder = decoder
         self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK)

@@ -8,9 +8,9 @@ import torch
 from server.engine import Engine
 from server.messages import EngineInfo, Exactness
 from server.settings import Settings
+from specdec.build import build_decoder
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, generate
-from specdec.drafter import AutoregressiveDrafter
 from specdec.invariance import measure_invariance
 from specdec.packed import PackedModel
 from specdec.sampling import SamplingParams
@@ -52,17 +52,12 @@ def load_engine(settings: Settings) -> Engine:
         raise ValueError(
             f"mode: speculative was asked for, and {settings.checkpoint} has no prophet"
         )
-    packed = PackedModel(
-        model, slots=settings.max_batch, context=context, device=device, dtype=dtype
+    decoder = build_decoder(
+        model, prophet, slots=settings.max_batch, context=context, device=device, dtype=dtype
     )
-    invariance = measure_invariance(packed)
-    drafter = None
-    if prophet is not None:
-        drafter = AutoregressiveDrafter(
-            prophet, slots=settings.max_batch, device=device, dtype=dtype
-        )
-    decoder = Decoder(packed, drafter, slots=settings.max_batch, context=context, device=device)
-    _warm_up(decoder, min(settings.draft_length, drafter.longest) if drafter else 0)
+    invariance = measure_invariance(decoder.model)
+    longest_draft = decoder.drafter.longest if decoder.drafter else 0
+    _warm_up(decoder, min(settings.draft_length, longest_draft))
     info = EngineInfo(
         model_name=settings.checkpoint.resolve().name,
         device=str(device),
@@ -71,10 +66,10 @@ def load_engine(settings: Settings) -> Engine:
         context=context,
         max_batch=settings.max_batch,
         eos=model.config.eos_token_id,
-        longest_draft=drafter.longest if drafter else 0,
+        longest_draft=longest_draft,
         parameters=sum(p.numel() for p in model.parameters()),
         prophet_parameters=sum(p.numel() for p in prophet.parameters()) if prophet else 0,
-        cache_bytes=packed.cache_bytes,
+        cache_bytes=decoder.model.cache_bytes,
     )
     logger.info(
         "loaded %s on %s in %s: %.1f M parameters, %d slots of %d bytes, cache %.1f MiB; "
@@ -96,7 +91,7 @@ def load_engine(settings: Settings) -> Engine:
     return engine
 
 
-def _warm_up(decoder: Decoder, draft_length: int) -> None:
+def _warm_up(decoder: Decoder[PackedModel], draft_length: int) -> None:
     """A few rounds of each path, so that the first request meets no first-call cost."""
     room = min(16, decoder.context - 1)
     for draft in {0, draft_length}:

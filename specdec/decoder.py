@@ -8,6 +8,7 @@ work, and `generate` below is the smallest one.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -43,7 +44,10 @@ class RowResult:
     ended: bool
 
 
-class Decoder:
+Model = TypeVar("Model", bound=SlotModel)
+
+
+class Decoder(Generic[Model]):
     """A model, perhaps a drafter, and the slots that they decode.
 
     `context` is the most bytes of prompt and output together.
@@ -51,7 +55,7 @@ class Decoder:
 
     def __init__(
         self,
-        model: SlotModel,
+        model: Model,
         drafter: Drafter | None,
         *,
         slots: int,
@@ -191,7 +195,7 @@ class Output:
     """Rounds in which the first, second, … draft was accepted."""
 
 
-def generate(decoder: Decoder, jobs: Sequence[Job]) -> list[Output]:
+def generate(decoder: Decoder[Any], jobs: Sequence[Job]) -> list[Output]:
     """Decodes the jobs together, one slot each, to their ends.
 
     >>> outputs = generate(decoder, [Job(b"def ", 16), Job(b"def ", 16, draft_length=5)])

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ class Receiver:
 
 
 @contextmanager
-def running(decoder: Decoder) -> Iterator[Engine]:
+def running(decoder: Decoder[Any]) -> Iterator[Engine]:
     engine = Engine(decoder, INFO)
     engine.start()
     try:
@@ -80,7 +81,7 @@ def running(decoder: Decoder) -> Iterator[Engine]:
         engine.stop()
 
 
-def fake_decoder(slots: int = 4, context: int = 160) -> Decoder:
+def fake_decoder(slots: int = 4, context: int = 160) -> Decoder[HashModel]:
     model = HashModel(slots, context)
     drafter = FakeDrafter(model, sometimes_right)
     return Decoder(model, drafter, slots=slots, context=context, device=CPU)

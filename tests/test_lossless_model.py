@@ -13,9 +13,9 @@ import torch
 from tiny import CPU, agreeing_prophet, tiny_decoder, tiny_model, tiny_prophet
 
 from specdec import oracle
+from specdec.build import build_decoder
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, generate
-from specdec.drafter import AutoregressiveDrafter
 from specdec.invariance import measure_invariance
 from specdec.packed import PackedModel
 from specdec.sampling import SamplingParams
@@ -50,7 +50,7 @@ def _jobs(params: SamplingParams, seeds: range, longest: int) -> list[Job]:
     ]
 
 
-def _assert_equal_to_base_alone(decoder: Decoder, jobs: list[Job]) -> None:
+def _assert_equal_to_base_alone(decoder: Decoder[PackedModel], jobs: list[Job]) -> None:
     together = generate(decoder, jobs)
     for job, out in zip(jobs, together, strict=True):
         (alone,) = generate(decoder, [replace(job, draft_length=0)])
@@ -103,7 +103,7 @@ def test_float64_prompts_up_to_the_last_place_of_the_context(prompt: int) -> Non
 
 
 @cache
-def _decoder_of(source: str, dtype: torch.dtype) -> tuple[Decoder, bool]:
+def _decoder_of(source: str, dtype: torch.dtype) -> tuple[Decoder[PackedModel], bool]:
     """A decoder and whether the start-up check calls its device and type exact."""
     if source == "random":
         model = tiny_model(2)
@@ -114,10 +114,8 @@ def _decoder_of(source: str, dtype: torch.dtype) -> tuple[Decoder, bool]:
         assert loaded is not None
         prophet = loaded
     context = min(512, model.config.max_position_embeddings)
-    packed = PackedModel(model, slots=8, context=context, device=CPU, dtype=dtype)
-    exact = measure_invariance(packed).exact
-    drafter = AutoregressiveDrafter(prophet, slots=8, device=CPU, dtype=dtype)
-    return Decoder(packed, drafter, slots=8, context=context, device=CPU), exact
+    decoder = build_decoder(model, prophet, slots=8, context=context, device=CPU, dtype=dtype)
+    return decoder, measure_invariance(decoder.model).exact
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 1.5])

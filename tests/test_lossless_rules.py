@@ -29,7 +29,7 @@ def _expected(model: HashModel, job: Job) -> bytes:
     return oracle.decode(score, job.prompt, job.max_tokens, job.params, job.seed, job.eos)
 
 
-def _decoder(guess: Guess, slots: int, **shape: int) -> Decoder:
+def _decoder(guess: Guess, slots: int, **shape: int) -> Decoder[HashModel]:
     model = HashModel(slots, CONTEXT, **shape)
     return Decoder(model, FakeDrafter(model, guess), slots=slots, context=CONTEXT, device=CPU)
 
@@ -79,7 +79,6 @@ def test_any_batch_with_any_drafter_gives_each_row_the_oracle_bytes(
     jobs: list[Job], guess: Guess
 ) -> None:
     decoder = _decoder(guess, 8)
-    assert isinstance(decoder.model, HashModel)
     outputs = generate(decoder, jobs)
     for job, output in zip(jobs, outputs, strict=True):
         assert output.output == _expected(decoder.model, job)
@@ -98,7 +97,7 @@ def test_every_draft_length_gives_the_bytes_of_base(
         lengths = [0, 1, 2, 3, 5, 8, 13, 16]
         outputs = generate(decoder, [replace(job, draft_length=n) for n in lengths])
         assert len({out.output for out in outputs}) == 1
-        assert outputs[0].output == _expected(decoder.model, job)  # type: ignore[arg-type]
+        assert outputs[0].output == _expected(decoder.model, job)
 
 
 def test_a_drafter_that_is_always_right_is_always_accepted() -> None:
@@ -123,7 +122,7 @@ def test_rows_end_at_the_last_place_of_the_context(prompt: int, draft_length: in
     job = Job(b"p" * prompt, CONTEXT - prompt, SamplingParams(), 9, draft_length)
     (out,) = generate(decoder, [job])
     assert len(out.output) == CONTEXT - prompt
-    assert out.output == _expected(decoder.model, job)  # type: ignore[arg-type]
+    assert out.output == _expected(decoder.model, job)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
@@ -167,7 +166,7 @@ def test_rows_that_join_and_leave_at_every_round_keep_their_bytes() -> None:
                 decoder.close(slot)
                 del running[slot]
     for index, job in enumerate(jobs):
-        assert outputs[index] == _expected(decoder.model, job)  # type: ignore[arg-type]
+        assert outputs[index] == _expected(decoder.model, job)
 
 
 def test_a_draft_length_may_change_from_round_to_round() -> None:
@@ -179,7 +178,7 @@ def test_a_draft_length_may_change_from_round_to_round() -> None:
     for turn in range(50):
         if len(output) < 50:
             output += decoder.step({0: [0, 3, 16, 1, 0, 7][turn % 6]})[0].output
-    assert output == _expected(decoder.model, job)  # type: ignore[arg-type]
+    assert output == _expected(decoder.model, job)
 
 
 def test_the_example_of_the_round_holds() -> None:
@@ -247,7 +246,6 @@ def test_emitted_bytes_pass_a_probability_integral_transform() -> None:
     """u = F(x-1) + v·p(x) is uniform if and only if x was drawn from p; speculative rows here."""
     decoder = _decoder(GUESSES[2], 8, vocabulary=16, spread=4, peak=2)
     model = decoder.model
-    assert isinstance(model, HashModel)
     jitter = np.random.default_rng(0)
     transformed = []
     for batch in range(6):

@@ -71,7 +71,7 @@ def test_draft_logits_equal_the_training_forward(
     assert compared > GAMMA
 
 
-def _decode(decoder: Decoder, job: Job, gamma: int) -> bytes:
+def _decode(decoder: Decoder[PackedModel], job: Job, gamma: int) -> bytes:
     decoder.open(0, job)
     while size := decoder.to_prefill(0):
         decoder.step({}, {0: min(size, LONGEST_CHUNK)})

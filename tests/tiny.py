@@ -4,9 +4,9 @@ from typing import TypeVar
 
 import torch
 
+from specdec.build import build_decoder
 from specdec.config import BlockConfig, ModelConfig, ProphetConfig
 from specdec.decoder import Decoder
-from specdec.drafter import AutoregressiveDrafter
 from specdec.model import ByteLlama
 from specdec.packed import PackedModel
 from specdec.prophet import AutoregressiveProphet
@@ -68,17 +68,10 @@ def tiny_decoder(
     slots: int = 8,
     model: ByteLlama | None = None,
     prophet: AutoregressiveProphet | None = None,
-) -> Decoder:
+) -> Decoder[PackedModel]:
     model = model or tiny_model()
     prophet = prophet or agreeing_prophet(model)
-    context = model.config.max_position_embeddings
-    return Decoder(
-        PackedModel(model, slots=slots, context=context, device=CPU, dtype=dtype),
-        AutoregressiveDrafter(prophet, slots=slots, device=CPU, dtype=dtype),
-        slots=slots,
-        context=context,
-        device=CPU,
-    )
+    return build_decoder(model, prophet, slots=slots, device=CPU, dtype=dtype)
 
 
 def _enlarged(module: Module) -> Module:

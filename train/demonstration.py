@@ -8,10 +8,9 @@ import time
 import numpy as np
 import torch
 
-from specdec.decoder import Decoder, Job, Output, generate
-from specdec.drafter import AutoregressiveDrafter
+from specdec.build import build_decoder
+from specdec.decoder import Job, Output, generate
 from specdec.model import ByteLlama
-from specdec.packed import PackedModel
 from specdec.prophet import AutoregressiveProphet
 from specdec.sampling import SamplingParams
 from train.data import Corpus
@@ -35,13 +34,8 @@ def demonstrate(model: ByteLlama, prophet: AutoregressiveProphet, corpus: Corpus
     sample = corpus.validation[draw.integers(len(corpus.validation))]
     start = int(draw.integers(len(sample.content) - PROMPT_BYTES))
     prompt = sample.content[start : start + PROMPT_BYTES].tobytes()
-    dtype = torch.float32
-    decoder = Decoder(
-        PackedModel(model, slots=1, context=context, device=device, dtype=dtype),
-        AutoregressiveDrafter(prophet, slots=1, device=device, dtype=dtype),
-        slots=1,
-        context=context,
-        device=device,
+    decoder = build_decoder(
+        model, prophet, slots=1, context=context, device=device, dtype=torch.float32
     )
     outputs, seconds = [], []
     for draft_length in (0, DRAFT_LENGTH):

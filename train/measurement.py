@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from specdec.decoder import Decoder, Job, generate
-from specdec.drafter import AutoregressiveDrafter
+from specdec.build import build_decoder
+from specdec.decoder import Job, generate
 from specdec.model import ByteLlama
-from specdec.packed import PackedModel
 from specdec.prophet import AutoregressiveProphet
 from specdec.sampling import SamplingParams
 from train.data import Sample
@@ -41,14 +40,13 @@ def measure_acceptance(
 ) -> tuple[Acceptance, list[tuple[bytes, bytes]]]:
     """Continues evenly spread prompts of the sample; returns figures and (prompt, output) pairs."""
     device = next(model.parameters()).device
-    context = PROMPT_BYTES + NEW_BYTES
-    dtype = torch.float32
-    decoder = Decoder(
-        PackedModel(model, slots=PROMPTS, context=context, device=device, dtype=dtype),
-        AutoregressiveDrafter(prophet, slots=PROMPTS, device=device, dtype=dtype),
+    decoder = build_decoder(
+        model,
+        prophet,
         slots=PROMPTS,
-        context=context,
+        context=PROMPT_BYTES + NEW_BYTES,
         device=device,
+        dtype=torch.float32,
     )
     starts = np.linspace(0, len(sample.content) - PROMPT_BYTES, PROMPTS).astype(np.int64)
     params = SamplingParams(temperature=temperature)
