@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from server import openai_routes
 from server.errors import install_handlers
 from server.routes import router
 from server.service import EngineLike, Service
@@ -33,5 +34,6 @@ def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> Fa
     )
     app.state.service = service
     app.include_router(router)
+    app.include_router(openai_routes.router)
     install_handlers(app)
     return app
