@@ -54,6 +54,13 @@ class TimingFigures(BaseModel):
         )
 
 
+class Piece(BaseModel):
+    """More output in a stream: `text` and `bytes` of all pieces add up to the answer's."""
+
+    text: str
+    bytes: str
+
+
 class Answer(BaseModel):
     """`bytes` is the output exactly, as base64; `text` the same with invalid UTF-8 replaced."""
 

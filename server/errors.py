@@ -20,7 +20,6 @@ Messages name fields and never repeat what the client sent as a value.
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
@@ -45,17 +44,6 @@ class ErrorEnvelope(BaseModel):
     """The body of every response that is not a success."""
 
     error: ErrorBody
-
-
-def documented_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI for the errors of a route."""
-    documents: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorEnvelope} for status in statuses
-    }
-    for status, header in ((401, "WWW-Authenticate"), (429, "Retry-After")):
-        if status in documents:
-            documents[status]["headers"] = {header: {"schema": {"type": "string"}}}
-    return documents
 
 
 class ApiError(Exception):

@@ -24,6 +24,11 @@ MAX_PROMPTS = 1024
 
 _BYTE_KEY_PATTERN = r"^([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])$"
 
+# the last character before = has bits that nothing uses and that must be 0
+_BASE64_PATTERN = (
+    r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=|[A-Za-z0-9+/][AQgw]==)?$"
+)
+
 
 def wrong(param: str, message: LiteralString) -> PydanticCustomError:
     """For validators of several fields: `param` is the one at fault."""
@@ -95,7 +100,7 @@ NotYet = WrapValidator(_not_yet)
 Base64 = Annotated[
     bytes,
     PlainValidator(_decode_base64),
-    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64", "pattern": _BASE64_PATTERN}),
 ]
 
 OneOrMany = BeforeValidator(_as_many, json_schema_input_type=str | list[str] | None)

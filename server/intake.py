@@ -4,9 +4,9 @@ import re
 import uuid
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from server.errors import (
@@ -87,29 +87,3 @@ def _request_id(asked: DecodingRequest, request: Request) -> str:
     if not re.fullmatch(REQUEST_ID_PATTERN, header):
         raise InvalidField(f"{REQUEST_ID}: must match {REQUEST_ID_PATTERN}", REQUEST_ID)
     return header
-
-
-def documented_body(schema: type[BaseModel], **examples: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI for a body that `accept` parses itself, to refuse it in its own words."""
-    document = schema.model_json_schema()
-    definitions = document.pop("$defs", {})
-    content = {
-        "schema": _inlined(document, definitions),
-        "examples": {name: {"value": value} for name, value in examples.items()},
-    }
-    name = {"type": "string", "pattern": REQUEST_ID_PATTERN}
-    header = {"name": REQUEST_ID, "in": "header", "schema": name}
-    body = {"required": True, "content": {"application/json": content}}
-    return {"requestBody": body, "parameters": [header]}
-
-
-def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
-    """The same schema without references, which would need components of the document."""
-    if isinstance(node, list):
-        return [_inlined(child, definitions) for child in node]
-    if not isinstance(node, dict):
-        return node
-    if "$ref" in node:
-        node = {**definitions[node["$ref"].rpartition("/")[2]], **node}
-        del node["$ref"]
-    return {key: _inlined(child, definitions) for key, child in node.items()}

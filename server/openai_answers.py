@@ -72,8 +72,8 @@ class Completion(BaseModel):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: CompletionUsage | None
-    specdec: Extras | None
+    usage: CompletionUsage | None = None
+    specdec: Extras | None = None
 
 
 class CompletionForm:

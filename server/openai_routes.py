@@ -4,10 +4,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server.errors import NoSuchModel, documented_errors
-from server.intake import accept, documented_body
+from server.errors import NoSuchModel
+from server.intake import accept
 from server.openai_answers import Completion, CompletionForm, Model, ModelList
 from server.openai_schemas import CompletionRequest
+from server.openapi import documented_body, documented_errors, documented_events
 from server.routes import ServiceOf
 from server.service import Service
 from server.streaming import EventStream
@@ -19,7 +20,7 @@ router = APIRouter(prefix="/v1")
     "/completions",
     response_model=Completion,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: documented_events(Completion, also=["[DONE]"]),
         **documented_errors(400, 401, 404, 409, 413, 415, 422, 429, 500, 503),
     },
     openapi_extra=documented_body(

@@ -10,10 +10,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server.answers import Answer, Version, answer_to
-from server.errors import ApiError, documented_errors
-from server.intake import accept, documented_body
+from server.answers import Answer, Piece, Version, answer_to
+from server.errors import ApiError
+from server.intake import accept
 from server.messages import EngineInfo, Finished, Progress, Submission
+from server.openapi import documented_body, documented_errors, documented_events
 from server.schemas import GenerateRequest
 from server.service import Service
 from server.streaming import EventStream, OutputEncoder, server_sent_event
@@ -58,7 +59,7 @@ class _AnswerForm:
     "/generate",
     response_model=Answer,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: documented_events(Piece, Answer),
         **documented_errors(400, 401, 409, 413, 415, 422, 429, 500, 503),
     },
     openapi_extra=documented_body(

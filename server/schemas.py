@@ -149,6 +149,18 @@ class DecodingRequest(BaseModel):
 class GenerateRequest(DecodingRequest):
     """One text to continue.  Exactly one of `prompt` and `prompt_bytes` must be given."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": [given],
+                    "properties": {given: {"type": "string"}, absent: {"type": "null"}},
+                }
+                for given, absent in (("prompt", "prompt_bytes"), ("prompt_bytes", "prompt"))
+            ]
+        }
+    )
+
     prompt: str | None = Field(
         None, description="Text to continue, as UTF-8. If empty, the end-of-document byte."
     )
