@@ -4,6 +4,7 @@ Makes answers of the engine's figures.  Knows nothing of how they travel.
 """
 
 import base64
+from typing import Self
 
 from pydantic import BaseModel
 
@@ -24,12 +25,40 @@ class SpeculationFigures(BaseModel):
     accepted_per_position: list[int]
     mean_bytes_per_round: float
 
+    @classmethod
+    def of(cls, finished: Finished) -> Self:
+        speculation, count = finished.speculation, finished.completion_tokens
+        return cls(
+            rounds=speculation.rounds,
+            drafted=speculation.drafted,
+            accepted=speculation.accepted,
+            accepted_per_position=list(speculation.accepted_per_position),
+            mean_bytes_per_round=count / speculation.rounds if speculation.rounds else 0.0,
+        )
+
 
 class TimingFigures(BaseModel):
     queue_s: float
     prefill_s: float
     decode_s: float
     bytes_per_second: float
+
+    @classmethod
+    def of(cls, finished: Finished) -> Self:
+        timing, count = finished.timing, finished.completion_tokens
+        return cls(
+            queue_s=timing.queue_s,
+            prefill_s=timing.prefill_s,
+            decode_s=timing.decode_s,
+            bytes_per_second=count / timing.decode_s if timing.decode_s else 0.0,
+        )
+
+
+class Piece(BaseModel):
+    """More output in a stream: `text` and `bytes` of all pieces add up to the answer's."""
+
+    text: str
+    bytes: str
 
 
 class Answer(BaseModel):
@@ -70,32 +99,24 @@ def answer_to(
     submission: Submission, info: EngineInfo, finished: Finished, output: bytes
 ) -> Answer:
     """The answer whose whole output is `output`, that of `finished` included."""
-    text = output.decode(errors="replace")
-    rounds = finished.speculation.rounds
-    count = finished.completion_tokens
-    decode_s = finished.timing.decode_s
     return Answer(
         request_id=submission.request_id,
         model=info.model_name,
-        text=text,
+        text=output.decode(errors="replace"),
         bytes=base64.b64encode(output).decode(),
-        utf8_valid=text.encode() == output,
+        utf8_valid=is_utf8(output),
         finish_reason=finished.reason,
         mode=submission.mode,
         seed=submission.seed,
         exactness=info.exactness,
-        usage=Usage(prompt_tokens=len(submission.prompt), completion_tokens=count),
-        speculation=SpeculationFigures(
-            rounds=rounds,
-            drafted=finished.speculation.drafted,
-            accepted=finished.speculation.accepted,
-            accepted_per_position=list(finished.speculation.accepted_per_position),
-            mean_bytes_per_round=count / rounds if rounds else 0.0,
+        usage=Usage(
+            prompt_tokens=len(submission.prompt), completion_tokens=finished.completion_tokens
         ),
-        timing=TimingFigures(
-            queue_s=finished.timing.queue_s,
-            prefill_s=finished.timing.prefill_s,
-            decode_s=decode_s,
-            bytes_per_second=count / decode_s if decode_s else 0.0,
-        ),
+        speculation=SpeculationFigures.of(finished),
+        timing=TimingFigures.of(finished),
     )
+
+
+def is_utf8(output: bytes) -> bool:
+    """Whether the text of an output says all of it."""
+    return output.decode(errors="replace").encode() == output

@@ -6,8 +6,11 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
-from server.errors import install_handlers
+from server import openai_routes
+from server.access import KeyGuard
+from server.errors import REQUEST_ID, install_handlers
 from server.routes import router
 from server.service import EngineLike, Service
 from server.settings import Settings
@@ -33,5 +36,23 @@ def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> Fa
     )
     app.state.service = service
     app.include_router(router)
+    app.include_router(openai_routes.router)
     install_handlers(app)
+    keys = settings.all_keys
+    if keys:
+        app.add_middleware(
+            KeyGuard,
+            keys=keys,
+            open_paths=("/health", "/ready", *(("/metrics",) if settings.open_metrics else ())),
+            rejected=service.metrics.rejected,
+        )
+    if settings.cors_origins:
+        # around the guard: a browser asks without a key whether it may ask with one
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type", REQUEST_ID),
+            expose_headers=(REQUEST_ID, "Retry-After"),
+        )
     return app

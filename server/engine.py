@@ -18,6 +18,9 @@ from specdec.decoder import LONGEST_CHUNK, Decoder, Job
 
 logger = logging.getLogger(__name__)
 
+LONGEST_STOP_S = 5.0
+"""How long `Engine.stop` waits for a round that hangs."""
+
 Deliver = Callable[[Event], None]
 
 
@@ -74,10 +77,12 @@ class Engine:
         self._inbox.put(_Cancel(request_id))
 
     def stop(self) -> None:
-        """Ends everything in flight with an error and the thread with it."""
+        """Ends everything in flight with an error and the thread with it, unless a round hangs."""
         self._inbox.put(_Stop())
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(LONGEST_STOP_S)
+            if self._thread.is_alive():
+                logger.error("a round has not ended for %.0f s; it is left alone", LONGEST_STOP_S)
 
     def status(self) -> EngineStatus:
         running, waiting = self._scheduler.running, self._scheduler.waiting
@@ -96,6 +101,8 @@ class Engine:
         try:
             while not self._stopping:
                 self._receive()
+                # the thread never sleeps while a request is in flight, so it misses no deadline
+                self._send(self._scheduler.expire(time.monotonic()))
                 plan = self._scheduler.plan(time.monotonic())
                 if not plan.empty:
                     self._send(self._round(plan))

@@ -2,14 +2,17 @@
 
     ApiError
     ├── InvalidField          422  a field is wrong in itself
-    ├── Impossible            400  well-formed, but not with this model
+    ├── Impossible            400  well-formed, but not with this model or these limits
     ├── NotJson               400
+    ├── KeyNeeded             401  no API key, or a wrong one
+    ├── NoSuchModel           404
     ├── Duplicate             409  the request id is in flight
     ├── BodyTooLarge          413
     ├── UnsupportedMediaType  415
+    ├── Overloaded            429  the queue is full
     ├── ClientGone            499  nobody is left to read it
     ├── EngineError           500
-    └── Unavailable           503  still loading, or broken
+    └── Unavailable           503  still loading, draining, or broken
 
 Messages name fields and never repeat what the client sent as a value.
 """
@@ -55,16 +58,20 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         status: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.headers = dict(headers or {})
         self.code = code or self.code
         self.status = status or self.status
 
     @property
     def type(self) -> str:
-        return "server_error" if self.status >= 500 else "invalid_request_error"
+        if self.status >= 500:
+            return "server_error"
+        return "overloaded_error" if self.status == 429 else "invalid_request_error"
 
     @property
     def envelope(self) -> dict[str, object]:
@@ -93,6 +100,22 @@ class NotJson(ApiError):
     code = "invalid_json"
 
 
+class KeyNeeded(ApiError):
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a valid API key is needed, as in Authorization: Bearer KEY",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+class NoSuchModel(ApiError):
+    status = 404
+    code = "model_not_found"
+
+
 class Duplicate(ApiError):
     status = 409
     code = "duplicate_request_id"
@@ -106,6 +129,14 @@ class BodyTooLarge(ApiError):
 class UnsupportedMediaType(ApiError):
     status = 415
     code = "unsupported_media_type"
+
+
+class Overloaded(ApiError):
+    status = 429
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message, headers={"Retry-After": str(retry_after_s)})
 
 
 class ClientGone(ApiError):
@@ -181,26 +212,26 @@ def install_handlers(app: FastAPI) -> None:
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _respond(request, error)
+    return respond(request, error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    translated = ApiError(str(error.detail), code=code, status=error.status_code)
-    return _respond(request, translated, error.headers)
+    return respond(
+        request, ApiError(str(error.detail), None, code, error.status_code, error.headers)
+    )
 
 
 async def _on_unforeseen(request: Request, error: Exception) -> Response:
     # the ASGI server logs the traceback: starlette raises the error again once this is sent
-    return _respond(request, ApiError("the server made a mistake"))
+    return respond(request, ApiError("the server made a mistake"))
 
 
-def _respond(
-    request: Request, error: ApiError, headers: Mapping[str, str] | None = None
-) -> Response:
+def respond(request: Request, error: ApiError) -> Response:
+    """The response that an error is, in its envelope."""
     request_id = getattr(request.state, "request_id", None)
     echoed = {REQUEST_ID: request_id} if request_id else {}
     return Response(
-        json.dumps(error.envelope), error.status, {**(headers or {}), **echoed}, "application/json"
+        json.dumps(error.envelope), error.status, {**error.headers, **echoed}, "application/json"
     )

@@ -4,6 +4,7 @@ A `Submission` goes in; for each, any number of `Progress` come out and then exa
 `Finished` or `Failed`.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -21,6 +22,7 @@ class Mode(StrEnum):
 class FinishReason(StrEnum):
     LENGTH = "length"
     STOP = "stop"
+    TIMEOUT = "timeout"
     CANCELLED = "cancelled"
 
 
@@ -37,7 +39,8 @@ class Submission:
 
     `mode` is base or speculative: what auto means is decided before.  `draft_length` is 0 for
     base.  `stops` are byte strings that end the output and are left out of it; `eos` is the
-    model's end-of-document byte unless the request ignores it.
+    model's end-of-document byte unless the request ignores it.  `timeout_s` after it was submitted
+    the request ends with what it has, waiting or running.
     """
 
     request_id: str
@@ -49,6 +52,7 @@ class Submission:
     draft_length: int
     eos: int | None
     stops: tuple[bytes, ...] = ()
+    timeout_s: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ share rounds with decoding, at most `chunk` bytes of prompt in a round.  The eng
 `Plan` and hands back what each row got; the scheduler turns that into the requests' events.
 """
 
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from server.messages import (
@@ -48,6 +49,7 @@ class _Row:
         self.matcher = StopMatcher(submission.stops, submission.params.min_tokens)
         self.to_prefill = len(submission.prompt) - 1
         self.submitted = self.admitted = self.decoding = self.emitted = now
+        self.deadline = now + submission.timeout_s
         self.generated = self.released = 0
         self.rounds = self.drafts = self.drafted = self.accepted = 0
         self.per_position = [0] * submission.draft_length
@@ -86,6 +88,7 @@ class _Row:
     def finish(self, reason: FinishReason, now: float) -> Finished:
         held = self.matcher.flush()
         self.released += len(held)
+        decoding = now if self.to_prefill else self.decoding
         return Finished(
             output=held,
             reason=reason,
@@ -95,8 +98,8 @@ class _Row:
             ),
             timing=Timing(
                 queue_s=self.admitted - self.submitted,
-                prefill_s=self.decoding - self.admitted,
-                decode_s=now - self.decoding,
+                prefill_s=decoding - self.admitted,
+                decode_s=now - decoding,
             ),
         )
 
@@ -110,6 +113,7 @@ class Scheduler:
         self._closing: list[int] = []
         self._waiting: deque[_Row] = deque()
         self._running: dict[int, _Row] = {}
+        self._no_deadline_before = math.inf
 
     @property
     def running(self) -> int:
@@ -120,20 +124,37 @@ class Scheduler:
         return len(self._waiting)
 
     def submit(self, submission: Submission, now: float) -> None:
-        self._waiting.append(_Row(submission, now))
+        row = _Row(submission, now)
+        self._waiting.append(row)
+        self._no_deadline_before = min(self._no_deadline_before, row.deadline)
 
     def cancel(self, request_id: str, now: float) -> Deliveries:
         """Takes a request out, wherever it is; nothing if it is not in flight."""
-        for row in self._waiting:
-            if row.submission.request_id == request_id:
-                self._waiting.remove(row)
-                row.admitted = row.decoding = now
-                return [(request_id, row.finish(FinishReason.CANCELLED, now))]
-        for slot, row in self._running.items():
-            if row.submission.request_id == request_id:
+        return self._take_out(
+            lambda row: row.submission.request_id == request_id, FinishReason.CANCELLED, now
+        )
+
+    def expire(self, now: float) -> Deliveries:
+        """Takes out the requests whose time is over, waiting or running."""
+        if now < self._no_deadline_before:
+            return []
+        deliveries = self._take_out(lambda row: row.deadline <= now, FinishReason.TIMEOUT, now)
+        rows = [*self._waiting, *self._running.values()]
+        self._no_deadline_before = min((row.deadline for row in rows), default=math.inf)
+        return deliveries
+
+    def _take_out(
+        self, which: Callable[[_Row], bool], reason: FinishReason, now: float
+    ) -> Deliveries:
+        leaving = [row for row in self._waiting if which(row)]
+        for row in leaving:
+            self._waiting.remove(row)
+            row.admitted = row.decoding = now
+        for slot, row in list(self._running.items()):
+            if which(row):
                 self._release(slot)
-                return [(request_id, row.finish(FinishReason.CANCELLED, now))]
-        return []
+                leaving.append(row)
+        return [(row.submission.request_id, row.finish(reason, now)) for row in leaving]
 
     def plan(self, now: float) -> Plan:
         """The next round; what it opens is running from here on."""

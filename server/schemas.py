@@ -1,29 +1,14 @@
 """What a request may say, field by field.
 
 Knows what is wrong with a request whatever the model; what a given model makes impossible is
-`server.service`'s to say.  Types are strict: "1" is no number, true is no 1.
+`server.resolution`'s to say.
 """
 
-import base64
-import re
-from contextlib import suppress
-from typing import Annotated, Literal, LiteralString, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WithJsonSchema,
-    WrapValidator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from server.fields import Base64, LogitBias, NotYet, OneOrMany, wrong
 from server.messages import Mode
 from specdec.sampling import SamplingParams
 
@@ -31,66 +16,16 @@ MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 REQUEST_ID_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
 
-_BYTE_KEY_PATTERN = r"^([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])$"
-
 _NEUTRAL = SamplingParams()
 
 
-def _decode_base64(value: object) -> bytes:
-    if isinstance(value, str):
-        try:
-            decoded = base64.b64decode(value, validate=True)
-        except ValueError:
-            decoded = b""
-        # the way back catches what the decoder lets pass, such as bits after the last byte
-        if base64.b64encode(decoded).decode() == value:
-            return decoded
-    raise PydanticCustomError("base64", "must be a string of base64 with padding")
-
-
-def _as_many(value: object) -> tuple[object, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _byte_key(key: str) -> str:
-    if not re.fullmatch(_BYTE_KEY_PATTERN, key):
-        raise PydanticCustomError("byte", 'must have bytes as its keys, from "0" to "255"')
-    return key
-
-
-def _not_yet(value: object, is_neutral: ValidatorFunctionWrapHandler) -> object:
-    """For fields that the interface has and the server does not do: neutral values pass."""
-    with suppress(ValidationError):
-        # of the same type, because Literal[1] lets true pass
-        if type(is_neutral(value)) is type(value):
-            return value
-    raise PydanticCustomError("not_supported", "is not supported yet")
-
-
-def _wrong(param: str, message: LiteralString) -> PydanticCustomError:
-    return PydanticCustomError("invalid_field", message, {"param": param})
-
-
-NotYet = WrapValidator(_not_yet)
-
-Base64 = Annotated[
-    bytes,
-    PlainValidator(_decode_base64),
-    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
-]
-
-
-class GenerateRequest(BaseModel):
-    """One text to continue.  Exactly one of `prompt` and `prompt_bytes` must be given."""
+class DecodingRequest(BaseModel):
+    """What every endpoint that writes text takes, whatever else it does."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    prompt: str | None = Field(
-        None, description="Text to continue, as UTF-8. If empty, the end-of-document byte."
-    )
-    prompt_bytes: Base64 | None = Field(None, description="Bytes to continue, as base64.")
+    default_max_tokens: ClassVar[int] = 256
+
     max_tokens: int | None = Field(
         None, ge=1, description="Most bytes to write; left out, 256 or what room is left."
     )
@@ -121,27 +56,19 @@ class GenerateRequest(BaseModel):
         le=1e3,
         description="Divides positive and multiplies negative logits of bytes in the output.",
     )
-    logit_bias: dict[
-        Annotated[str, AfterValidator(_byte_key)], Annotated[float, Field(ge=-100, le=100)]
-    ] = Field(
-        {},
-        description="What to add to the logits of bytes.",
-        json_schema_extra={"propertyNames": {"pattern": _BYTE_KEY_PATTERN}},
-    )
+    logit_bias: LogitBias = Field({}, description="What to add to the logits of bytes.")
     seed: int | None = Field(
         None,
         ge=-(2**63),
         le=2**63 - 1,
         description="Makes the output reproducible; left out, drawn and told in the answer.",
     )
-    stop: Annotated[
-        tuple[str, ...],
-        BeforeValidator(_as_many, json_schema_input_type=str | list[str] | None),
-    ] = Field((), description="Texts that end the output and are left out of it.")
-    stop_bytes: Annotated[
-        tuple[Base64, ...],
-        BeforeValidator(_as_many, json_schema_input_type=str | list[str] | None),
-    ] = Field((), description="The same as base64; up to 16 of both kinds, of 256 bytes each.")
+    stop: Annotated[tuple[str, ...], OneOrMany] = Field(
+        (), description="Texts that end the output and are left out of it."
+    )
+    stop_bytes: Annotated[tuple[Base64, ...], OneOrMany] = Field(
+        (), description="The same as base64; up to 16 of both kinds, of 256 bytes each."
+    )
     ignore_eos: bool = Field(False, description="Do not end at the end-of-document byte.")
     mode: Mode | None = Field(
         None, description="Decode path; the output is the same. Left out, the server's default."
@@ -150,44 +77,51 @@ class GenerateRequest(BaseModel):
         None, ge=1, le=16, description="Bytes drafted per round in the speculative path."
     )
     stream: bool = Field(False, description="Send the output as it comes, as server-sent events.")
+    stream_interval: float = Field(
+        0, ge=0, le=3600, description="Seconds between two events of a stream, at least."
+    )
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after which the output ends as it is, with finish_reason timeout; "
+        "left out, the server's limit.",
+    )
     request_id: str | None = Field(
         None,
         pattern=REQUEST_ID_PATTERN,
         description="Name of the request while it runs; else the header X-Request-ID's, or drawn.",
     )
-    n: Annotated[Literal[1], NotYet] = 1
-    echo: Annotated[Literal[False], NotYet] = False
-    logprobs: Annotated[None, NotYet] = None
-    timeout_s: Annotated[None, NotYet] = None
-    stream_interval: Annotated[Literal[0] | None, NotYet] = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if (self.prompt is None) == (self.prompt_bytes is None):
-            raise _wrong("prompt", "give exactly one of prompt and prompt_bytes")
         for param, stops in (("stop", self._text_stops), ("stop_bytes", self.stop_bytes)):
             if not all(0 < len(stop) <= MAX_STOP_BYTES for stop in stops):
-                raise _wrong(param, "each must have 1 to 256 bytes")
+                raise wrong(param, "each must have 1 to 256 bytes")
         if len(self.stops) > MAX_STOPS:
             param = "stop" if len(self.stop) > MAX_STOPS else "stop_bytes"
-            raise _wrong(param, "at most 16 of stop and stop_bytes together")
+            raise wrong(param, "at most 16 of stop and stop_bytes together")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise _wrong("min_tokens", "must not be above max_tokens")
+            raise wrong("min_tokens", "must not be above max_tokens")
         if self.draft_length is not None and self.mode is Mode.BASE:
-            raise _wrong("draft_length", "goes with mode speculative or auto only")
+            raise wrong("draft_length", "goes with mode speculative or auto only")
+        if self.stream_interval and not self.stream:
+            raise wrong("stream_interval", "goes with stream only")
         return self
 
     @property
-    def prompt_field(self) -> str:
-        return "prompt" if self.prompt is not None else "prompt_bytes"
+    def prompts(self) -> tuple[bytes, ...]:
+        """The texts to continue, at least one; one may be empty."""
+        raise NotImplementedError
 
     @property
-    def content(self) -> bytes:
-        """The prompt as bytes, from whichever field it came in."""
-        if self.prompt is not None:
-            return self.prompt.encode()
-        assert self.prompt_bytes is not None
-        return self.prompt_bytes
+    def prompt_field(self) -> str:
+        """The field in which they came."""
+        return "prompt"
+
+    @property
+    def wanted_model(self) -> str | None:
+        """The model's name, if the request is for one by name."""
+        return None
 
     @property
     def _text_stops(self) -> tuple[bytes, ...]:
@@ -210,3 +144,41 @@ class GenerateRequest(BaseModel):
             min_tokens=self.min_tokens,
             logit_bias=tuple((int(byte), bias) for byte, bias in self.logit_bias.items()),
         )
+
+
+class GenerateRequest(DecodingRequest):
+    """One text to continue.  Exactly one of `prompt` and `prompt_bytes` must be given."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": [given],
+                    "properties": {given: {"type": "string"}, absent: {"type": "null"}},
+                }
+                for given, absent in (("prompt", "prompt_bytes"), ("prompt_bytes", "prompt"))
+            ]
+        }
+    )
+
+    prompt: str | None = Field(
+        None, description="Text to continue, as UTF-8. If empty, the end-of-document byte."
+    )
+    prompt_bytes: Base64 | None = Field(None, description="Bytes to continue, as base64.")
+    n: Annotated[Literal[1], NotYet] = 1
+    echo: Annotated[Literal[False], NotYet] = False
+    logprobs: Annotated[None, NotYet] = None
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        if (self.prompt is None) == (self.prompt_bytes is None):
+            raise wrong("prompt", "give exactly one of prompt and prompt_bytes")
+        return self
+
+    @property
+    def prompt_field(self) -> str:
+        return "prompt" if self.prompt is not None else "prompt_bytes"
+
+    @property
+    def prompts(self) -> tuple[bytes, ...]:
+        return (self.prompt.encode() if self.prompt is not None else self.prompt_bytes or b"",)

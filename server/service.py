@@ -1,26 +1,25 @@
-"""What the routes share: the engine once it is loaded, the metrics and the ids in flight.
+"""What the routes share: the engine once it is loaded, the metrics and the requests in flight.
 
-Decides what a request means for the model that is loaded, and refuses what it makes impossible.
 Lives on the event loop; knows no HTTP beyond the errors that it raises.
 """
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
-from server.errors import Duplicate, Impossible, InvalidField, Unavailable
-from server.messages import EngineInfo, EngineStatus, Event, Mode, Progress, Submission
+from server.admission import Admission
+from server.errors import Duplicate, Unavailable
+from server.flight import Flight
+from server.messages import EngineInfo, EngineStatus, Event, Progress, Submission
 from server.metrics import Metrics, RequestMeter
-from server.schemas import GenerateRequest
 from server.settings import Settings
-from server.streaming import Flight
+
+SHUTTING_DOWN = "the server is shutting down"
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_MAX_TOKENS = 256
-STALLED_S = 30.0
 
 
 class EngineLike(Protocol):
@@ -47,9 +46,17 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.draining = False
+        self.loaded_at = 0
+        """Unix time."""
         self._engine: EngineLike | None = None
         self._failed = False
-        self._in_flight: set[str] = set()
+        self._admission = Admission(
+            settings.max_waiting, settings.max_waiting_bytes, settings.max_seconds
+        )
+        self._flights: dict[str, Flight] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     async def start(self, load: Callable[[Settings], EngineLike]) -> None:
         """Loads on a thread, so that the server can say meanwhile that it is not ready."""
@@ -63,15 +70,32 @@ class Service:
             logger.exception("cannot serve %s", self.settings.checkpoint)
         else:
             self.metrics.watch(engine.info, engine.status)
+            self.loaded_at = int(time.time())
             self._engine = engine
 
     async def stop(self) -> None:
         if self._engine is not None:
             await asyncio.to_thread(self._engine.stop)
 
+    async def drain(self) -> bool:
+        """Waits for what is in flight, at most `drain_seconds`; what is left then fails.
+
+        Whether nothing was left.  New requests have been refused since `draining` was set.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_seconds):
+                await self._empty.wait()
+                return True
+        logger.warning("%d requests have not ended in time", len(self._flights))
+        await self.stop()
+        # an engine that hangs has not told them
+        for flight in list(self._flights.values()):
+            flight.fail(SHUTTING_DOWN)
+        return False
+
     @property
     def engine(self) -> EngineLike:
-        """The engine, if it can take requests."""
+        """The engine, if it is there."""
         if self._failed:
             raise Unavailable("the model could not be loaded", code="not_loaded")
         if self._engine is None:
@@ -80,92 +104,59 @@ class Service:
             raise Unavailable("the engine has stopped", code="engine_stopped")
         return self._engine
 
+    def open_engine(self) -> EngineLike:
+        """The engine, if it takes new requests."""
+        if self.draining:
+            raise Unavailable(SHUTTING_DOWN, code="draining")
+        return self.engine
+
     def health(self) -> str:
-        """One word while there is nothing to worry about: loading takes its time."""
+        """One word while there is nothing to worry about: loading and draining take their time."""
         if self._engine is None and not self._failed:
             return "loading"
         status = self.engine.status()
-        if (status.running or status.waiting) and status.seconds_since_progress > STALLED_S:
-            stalled = f"no progress for {status.seconds_since_progress:.0f} s"
-            raise Unavailable(stalled, code="engine_stalled")
-        return "ok"
+        stalled_s = status.seconds_since_progress
+        if (status.running or status.waiting) and stalled_s > self.settings.stall_seconds:
+            raise Unavailable(f"no progress for {stalled_s:.0f} s", code="engine_stalled")
+        return "draining" if self.draining else "ok"
 
-    def submit(self, submission: Submission) -> Flight:
-        """Hands a request to the engine; its id is free again after its last event."""
-        engine = self.engine
-        request_id = submission.request_id
-        if request_id in self._in_flight:
+    def check_room(self, *prompt_sizes: int) -> EngineLike:
+        """The engine, if requests with such prompts may come in now."""
+        engine = self.open_engine()
+        self._admission.check(prompt_sizes, engine.info.max_batch, time.monotonic())
+        return engine
+
+    def submit(self, submissions: Sequence[Submission]) -> Flight:
+        """Hands a request's choices to the engine, all of them or none.
+
+        The request's id, the first choice's, is free again after the last event.
+        """
+        engine = self.check_room(*(len(submission.prompt) for submission in submissions))
+        request_id = submissions[0].request_id
+        if request_id in self._flights:
             raise Duplicate("a request of this id is in flight", "request_id")
-        meter = RequestMeter(self.metrics, submission)
+        meters = [RequestMeter(self.metrics, submission) for submission in submissions]
 
-        def observe(event: Event) -> None:
+        def observe(choice: int, event: Event) -> None:
             if not isinstance(event, Progress):
-                self._in_flight.discard(request_id)
-            meter.observe(event)
+                self._admission.leave(submissions[choice].request_id, time.monotonic())
+                if flight.landed:
+                    self._land(request_id)
+            meters[choice].observe(event)
 
-        flight = Flight(lambda: engine.cancel(request_id), observe)
-        engine.submit(submission, flight.deliver)
-        self._in_flight.add(request_id)
+        flight = Flight(
+            len(submissions),
+            cancel=lambda choice: engine.cancel(submissions[choice].request_id),
+            observe=observe,
+        )
+        for choice, submission in enumerate(submissions):
+            engine.submit(submission, flight.receiver(choice))
+            self._admission.enter(submission.request_id, len(submission.prompt), time.monotonic())
+        self._flights[request_id] = flight
+        self._empty.clear()
         return flight
 
-
-def resolve(
-    request: GenerateRequest, request_id: str, info: EngineInfo, settings: Settings
-) -> Submission:
-    """The request with everything decided that it left open, for this model."""
-    prompt = request.content
-    if not prompt:
-        if info.eos is None:
-            message = "must not be empty: the model declares no end-of-document byte"
-            raise InvalidField(f"{request.prompt_field}: {message}", request.prompt_field)
-        prompt = bytes([info.eos])
-    mode, draft_length = _decode_path(request, info, settings)
-    return Submission(
-        request_id=request_id,
-        prompt=prompt,
-        max_tokens=_max_tokens(request, len(prompt), info.context),
-        params=request.sampling,
-        seed=secrets.randbelow(2**53) if request.seed is None else request.seed,
-        mode=mode,
-        draft_length=draft_length,
-        eos=None if request.ignore_eos else info.eos,
-        stops=request.stops,
-    )
-
-
-def _max_tokens(request: GenerateRequest, prompt_tokens: int, context: int) -> int:
-    room = context - prompt_tokens
-    code = "context_length_exceeded"
-    if room < 1:
-        message = f"{prompt_tokens} bytes leave no room in the context of {context}"
-        raise Impossible(f"{request.prompt_field}: {message}", request.prompt_field, code)
-    if request.max_tokens is None:
-        if request.min_tokens > min(DEFAULT_MAX_TOKENS, room):
-            message = f"must not be above max_tokens, here {min(DEFAULT_MAX_TOKENS, room)}"
-            raise Impossible(f"min_tokens: {message}", "min_tokens")
-        return min(DEFAULT_MAX_TOKENS, room)
-    if request.max_tokens > room:
-        message = f"must be at most {room}, the room after the prompt in the context of {context}"
-        raise Impossible(f"max_tokens: {message}", "max_tokens", code)
-    return request.max_tokens
-
-
-def _decode_path(
-    request: GenerateRequest, info: EngineInfo, settings: Settings
-) -> tuple[Mode, int]:
-    """The path taken and its draft length; auto drafts wherever there is a prophet."""
-    mode = request.mode or Mode(settings.mode)
-    if mode is Mode.AUTO:
-        mode = Mode.SPECULATIVE if info.longest_draft else Mode.BASE
-    if mode is Mode.SPECULATIVE and not info.longest_draft:
-        raise Impossible("mode: this model has no prophet to draft with", "mode", "no_prophet")
-    if request.draft_length is None:
-        drafted = min(settings.draft_length, info.longest_draft)
-        return mode, drafted if mode is Mode.SPECULATIVE else 0
-    if mode is Mode.BASE:
-        message = "draft_length: nothing is drafted, for want of a prophet or by the default mode"
-        raise Impossible(message, "draft_length")
-    if request.draft_length > info.longest_draft:
-        message = f"draft_length: must be at most {info.longest_draft} with this model"
-        raise Impossible(message, "draft_length")
-    return mode, request.draft_length
+    def _land(self, request_id: str) -> None:
+        del self._flights[request_id]
+        if not self._flights:
+            self._empty.set()

@@ -4,15 +4,36 @@ Flags win over variables, variables over the defaults.  Each default is stated h
 else.  Knows nothing of what the values are used for.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, LiteralString
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic import (
+    BeforeValidator,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, NoDecode, SettingsConfigDict
 
 _PREFIX = "SPECDEC_"
+_KEY_PATTERN = r"[!-+\--~]+"
+_KEY_RULE: LiteralString = "a key must be of visible ASCII characters but the comma"
+_ORIGIN_PATTERN = r"\*|https?://[^/\s,]+"
+
+
+def _split(value: object) -> object:
+    """Flags that are repeated and variables arrive as one text with commas."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+_Several = (NoDecode, BeforeValidator(_split))
 
 
 class Settings(BaseSettings):
@@ -27,6 +48,8 @@ class Settings(BaseSettings):
         cli_hide_none_type=True,
         cli_avoid_json=True,
         cli_show_env_vars=True,
+        cli_shortcuts={"api-keys": "api-key", "cors-origins": "cors-origin"},
+        allow_inf_nan=False,
     )
 
     checkpoint: Path = Field(
@@ -55,9 +78,97 @@ class Settings(BaseSettings):
     mode: Literal["base", "speculative", "auto"] = Field(
         default="auto", description="decode path of requests that do not name one"
     )
+    max_waiting: int = Field(
+        default=256, ge=0, description="requests that may wait for a slot; more are refused"
+    )
+    max_waiting_bytes: int = Field(
+        default=16 * 2**20, ge=0, description="bytes of the prompts that may wait, together"
+    )
+    max_body_bytes: int = Field(
+        default=16 * 2**20, ge=1, description="bytes that the body of a request may have"
+    )
+    max_seconds: float = Field(
+        default=600.0, gt=0, description="seconds after which a request ends with what it has"
+    )
+    stall_seconds: float = Field(
+        default=30.0, gt=0, description="seconds without a round after which /health turns red"
+    )
+    drain_seconds: float = Field(
+        default=30.0, ge=0, description="seconds that requests have to finish when told to stop"
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], *_Several] = Field(
+        default=(),
+        description="keys of which a request must bring one; several flags or commas. "
+        "Whoever lists processes sees flags: prefer the variable or the file",
+    )
+    api_key_file: FilePath | None = Field(default=None, description="file of keys, one a line")
+    open_metrics: CliImplicitFlag[bool] = Field(
+        default=False, description="answer /metrics without a key"
+    )
+    cors_origins: Annotated[tuple[str, ...], *_Several] = Field(
+        default=(),
+        description="origins whose pages may ask from a browser; several flags or commas",
+    )
+    ssl_certfile: FilePath | None = Field(
+        default=None, description="certificate chain to serve HTTPS with; goes with the key"
+    )
+    ssl_keyfile: FilePath | None = Field(
+        default=None, validate_default=True, description="private key of the certificate"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe messages to log"
     )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in keys:
+            if not _is_key(key.get_secret_value()):
+                raise PydanticCustomError("api_key", _KEY_RULE)
+        return keys
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(_ORIGIN_PATTERN, origin):
+                raise PydanticCustomError("origin", "must be like https://example.org, or *")
+        return origins
+
+    @field_validator("ssl_keyfile")
+    @classmethod
+    def _check_pair(cls, keyfile: Path | None, info: ValidationInfo) -> Path | None:
+        if "ssl_certfile" in info.data and (keyfile is None) != (info.data["ssl_certfile"] is None):
+            raise PydanticCustomError("pair", "goes with the certificate, and that with the key")
+        return keyfile
+
+    @field_validator("api_key_file")
+    @classmethod
+    def _check_key_file(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            try:
+                keys = _lines(path)
+            except (OSError, UnicodeDecodeError):
+                raise PydanticCustomError("key_file", "cannot be read as text") from None
+            if not keys or not all(map(_is_key, keys)):
+                raise PydanticCustomError("key_file", _KEY_RULE + ", and the file needs one")
+        return path
+
+    @property
+    def all_keys(self) -> tuple[bytes, ...]:
+        """Those of flags, variable and file; without any, whoever reaches the server may ask."""
+        given = [key.get_secret_value() for key in self.api_keys]
+        return tuple(key.encode() for key in [*given, *_lines(self.api_key_file)])
+
+
+def _is_key(text: str) -> bool:
+    return re.fullmatch(_KEY_PATTERN, text) is not None
+
+
+def _lines(path: Path | None) -> list[str]:
+    """The lines of a file that are not blank."""
+    lines = path.read_text("utf-8").splitlines() if path is not None else []
+    return [line.strip() for line in lines if line.strip()]
 
 
 def read_settings(args: Sequence[str] | None = None) -> Settings:

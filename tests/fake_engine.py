@@ -16,6 +16,7 @@ from server.messages import (
     EngineStatus,
     Event,
     Exactness,
+    Failed,
     Finished,
     FinishReason,
     Progress,
@@ -64,7 +65,8 @@ def say(*pieces: bytes, rest: bytes = b"", reason: FinishReason = FinishReason.S
 class FakeEngine:
     """Plays `script` for each request on a thread of its own; without one, waits to be cancelled.
 
-    A held request has sent one `Progress`, so that its stream has begun.
+    A held request has sent one `Progress`, so that its stream has begun.  Stopping fails what is
+    held and knows nothing of scripts, which then are like rounds that hang.
     """
 
     def __init__(self, script: Script | None = None, **info: Any) -> None:
@@ -80,7 +82,7 @@ class FakeEngine:
         if self._script is None:
             self._held[submission.request_id] = deliver
         self.submissions.append(submission)
-        threading.Thread(target=self._play, args=(submission, deliver)).start()
+        threading.Thread(target=self._play, args=(submission, deliver), daemon=True).start()
 
     def _play(self, submission: Submission, deliver: Callable[[Event], None]) -> None:
         if self._script is None:
@@ -100,15 +102,21 @@ class FakeEngine:
 
     def stop(self) -> None:
         self.stopped = True
+        for deliver in self._held.values():
+            deliver(Failed("the server is shutting down"))
+        self._held.clear()
+
+
+def app_of(engine: FakeEngine, **settings: Any) -> FastAPI:
+    """An app around an engine, with settings that no variable of the environment changes."""
+    return create_app(Settings.model_validate(settings), lambda _: engine)
 
 
 class Client:
     """An app and an HTTP client of it without a network; the loop runs while a call does."""
 
-    def __init__(self, engine: FakeEngine, mode: str = "auto", draft_length: int = 5) -> None:
-        # not left to their defaults, which the environment could change
-        settings = Settings.model_validate({"mode": mode, "draft_length": draft_length})
-        self.app: FastAPI = create_app(settings, lambda _: engine)
+    def __init__(self, engine: FakeEngine, **settings: Any) -> None:
+        self.app = app_of(engine, **settings)
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Self:
@@ -134,11 +142,14 @@ class Client:
         response: httpx.Response = self.run(once())
         return response
 
-    def get(self, path: str) -> httpx.Response:
-        return self.request("GET", path)
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return self.request("GET", path, headers=headers)
 
     def generate(self, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         return self.request("POST", "/generate", json=fields, headers=headers)
+
+    def complete(self, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+        return self.request("POST", "/v1/completions", json=fields, headers=headers)
 
     def post_raw(self, body: bytes, content_type: str = "application/json") -> httpx.Response:
         headers = {"Content-Type": content_type}
@@ -156,7 +167,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     error: dict[str, Any] = body["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     expected = "server_error" if response.status_code >= 500 else "invalid_request_error"
-    assert error["type"] == expected
+    assert error["type"] == ("overloaded_error" if response.status_code == 429 else expected)
     return error
 
 

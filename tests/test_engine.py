@@ -217,6 +217,48 @@ def test_a_hanging_round_shows_in_the_status() -> None:
         assert engine.status().alive
 
 
+def test_requests_end_at_their_deadlines_waiting_or_running() -> None:
+    decoder = fake_decoder(slots=1)
+    whole = decoder.model.forward
+
+    def slow(*arguments: object) -> object:
+        time.sleep(0.02)
+        return whole(*arguments)  # type: ignore[arg-type]
+
+    decoder.model.forward = slow  # type: ignore[method-assign, assignment]
+    with running(decoder) as engine:
+        first, queued, last = Receiver(), Receiver(), Receiver()
+        engine.submit(submission("first", max_tokens=150, draft_length=0, timeout_s=0.5), first)
+        engine.submit(submission("queued", timeout_s=0.05), queued)
+        engine.submit(submission("last"), last)
+        assert (queued.finished().reason, queued.output) == (FinishReason.TIMEOUT, b"")
+        assert first.finished().reason is FinishReason.TIMEOUT
+        assert 0 < len(first.output) == first.finished().completion_tokens < 150
+        assert last.finished().reason is FinishReason.LENGTH
+
+
+def test_a_round_that_hangs_does_not_keep_the_engine_from_stopping(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.engine.LONGEST_STOP_S", 0.01)
+    decoder = fake_decoder()
+    release, hangs = threading.Event(), threading.Event()
+
+    def hanging(*arguments: object) -> object:
+        hangs.set()
+        assert release.wait(20)
+        raise RuntimeError("released")
+
+    decoder.model.forward = hanging  # type: ignore[method-assign, assignment]
+    receiver = Receiver()
+    with running(decoder) as engine:
+        engine.submit(submission("stuck"), receiver)
+        assert hangs.wait(20)
+    assert "has not ended" in caplog.text
+    release.set()
+    receiver.failed()
+
+
 def test_stopping_ends_what_is_in_flight_with_an_error() -> None:
     receivers = [Receiver() for _ in range(3)]
     with running(fake_decoder(slots=1)) as engine:

@@ -128,8 +128,10 @@ def test_openapi_is_complete() -> None:
     operation = document["paths"]["/generate"]["post"]
     content = operation["requestBody"]["content"]["application/json"]
     assert {"prompt", "prompt_bytes", "seed"} < content["schema"]["properties"].keys()
-    statuses = {200, 400, 409, 413, 415, 422, 500, 503}
+    statuses = {200, 400, 401, 409, 413, 415, 422, 429, 500, 503}
     assert operation["responses"].keys() == {str(status) for status in statuses}
+    completions = document["paths"]["/v1/completions"]["post"]
+    assert completions["responses"].keys() == {str(status) for status in statuses | {404}}
     for ref in _references(document):
         target = document
         for step in ref.removeprefix("#/").split("/"):
@@ -145,6 +147,7 @@ def _references(node: Any) -> list[str]:
 def test_documented_examples_work() -> None:
     with Client(FakeEngine(say(b"x"), context=256)) as client:
         document = client.get("/openapi.json").json()
-        body = document["paths"]["/generate"]["post"]["requestBody"]["content"]
-        for example in body["application/json"]["examples"].values():
-            assert client.generate(**example["value"]).status_code == 200
+        for path, ask in (("/generate", client.generate), ("/v1/completions", client.complete)):
+            body = document["paths"][path]["post"]["requestBody"]["content"]
+            for example in body["application/json"]["examples"].values():
+                assert ask(**example["value"]).status_code == 200

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.messages import Failed, Mode, Submission
-from server.routes import MAX_BODY_BYTES
 
 
 def submitted(engine: FakeEngine | None = None, **request: Any) -> Submission:
@@ -89,6 +88,7 @@ def test_a_submission_has_everything_decided() -> None:
         draft_length=7,
         eos=0,
         stops=(b"a", b"\x00"),
+        timeout_s=600.0,
     )
 
 
@@ -169,7 +169,7 @@ def test_wrong_fields_are_refused_in_the_envelope() -> None:
         (rb'{"prompt": "\ud800"}', 422),
         (b'{"prompt": "a", "temperature": NaN}', 422),
         (b'{"prompt": "a", "temperature": 1e999}', 422),
-        (b'{"prompt": "' + b"a" * MAX_BODY_BYTES + b'"}', 413),
+        (b'{"prompt": "' + b"a" * 16 * 2**20 + b'"}', 413),
     ],
 )
 def test_bodies_that_are_refused(body: bytes, status: int) -> None:

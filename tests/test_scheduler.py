@@ -145,6 +145,40 @@ def test_cancelling_frees_the_slot_waiting_or_running() -> None:
     assert scheduler.cancel("never", 4.0) == []
 
 
+def test_what_reaches_its_deadline_leaves_with_what_it_has() -> None:
+    scheduler = Scheduler(1, 4)
+    scheduler.submit(submission("writing", timeout_s=5.0, stops=(b"##",)), 1.0)
+    scheduler.submit(submission("waiting", timeout_s=3.0), 2.0)
+    scheduler.submit(submission("patient"), 2.0)
+    one_round(scheduler, {0: emit(b"ab#")}, 2.0)
+    assert scheduler.expire(4.9) == []
+    ((request_id, event),) = scheduler.expire(5.0)
+    assert isinstance(event, Finished)
+    assert (request_id, event.reason, event.output) == ("waiting", FinishReason.TIMEOUT, b"")
+    assert (event.timing.queue_s, event.timing.decode_s) == (3.0, 0.0)
+    ((request_id, event),) = scheduler.expire(6.0)
+    assert isinstance(event, Finished)
+    assert (request_id, event.output, event.completion_tokens) == ("writing", b"#", 3)
+    plan = scheduler.plan(7.0)
+    assert plan.close == (0,)
+    assert [s.request_id for _, s in plan.open] == ["patient"]
+    assert scheduler.expire(1e9) == []
+
+
+def test_a_deadline_in_the_prompt_leaves_no_time_for_decoding() -> None:
+    scheduler = Scheduler(1, 4)
+    scheduler.submit(submission("a", prompt=b"x" * 20, timeout_s=5.0), 0.0)
+    one_round(scheduler, {}, 1.0)
+    ((_, event),) = scheduler.expire(5.0)
+    assert isinstance(event, Finished)
+    timing = event.timing
+    assert (timing.queue_s, timing.prefill_s, timing.decode_s) == (1.0, 4.0, 0.0)
+    # an earlier request's deadline is forgotten with it
+    scheduler.submit(submission("b", timeout_s=10.0), 6.0)
+    assert scheduler.expire(15.0) == []
+    assert [request_id for request_id, _ in scheduler.expire(16.0)] == ["b"]
+
+
 def test_failing_rows_leave_and_the_others_stay() -> None:
     scheduler = Scheduler(2, 128)
     scheduler.submit(submission("a"), 0.0)

@@ -3,16 +3,19 @@
 import asyncio
 import base64
 import json
-import threading
+from collections.abc import Callable, Coroutine, Iterator, MutableMapping
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from fake_engine import Client, FakeEngine, encode, finished, say
+from fake_engine import Client, FakeEngine, encode, finished, say, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.messages import Event, Failed, FinishReason, Progress
-from server.streaming import Flight, OutputEncoder, server_sent_event
+from server.errors import ApiError
+from server.flight import MOST_QUEUED, Flight
+from server.messages import Failed, Finished, FinishReason, Progress
+from server.streaming import EventStream, OutputEncoder, server_sent_event
 
 
 def events_of(body: bytes) -> list[dict[str, Any]]:
@@ -115,41 +118,120 @@ def test_errors_before_the_stream_are_plain() -> None:
     assert response.json()["error"]["param"] == "max_tokens"
 
 
-def test_events_cross_threads_in_order() -> None:
-    seen: list[Event] = []
+class Wire:
+    """A bare ASGI connection to one stream, whose reader the test can hold up."""
 
-    async def scenario() -> None:
-        flight = Flight(lambda: None, seen.append)
-        pieces = [Progress(bytes([i]), 0.1) for i in range(200)]
+    def __init__(self) -> None:
+        self.sent = b""
+        self.bodies: list[bytes] = []
+        self.times: list[float] = []
+        self.open = asyncio.Event()
+        self.open.set()
 
-        def play() -> None:
-            for piece in pieces:
-                flight.deliver(piece)
-            flight.deliver(finished(200))
+    async def receive(self) -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
 
-        threading.Thread(target=play).start()
-        assert [await flight.next_event() for _ in range(201)] == [*pieces, finished(200)]
-
-    asyncio.run(scenario())
-    assert len(seen) == 201
-
-
-def test_a_closed_loop_is_no_trouble_to_the_engine() -> None:
-    async def make() -> Flight:
-        return Flight(lambda: None, lambda event: None)
-
-    asyncio.run(make()).deliver(finished(0))
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if body := message.get("body"):
+            self.sent += body
+            self.bodies.append(body)
+            self.times.append(asyncio.get_running_loop().time())
+            await self.open.wait()
 
 
-def test_a_flight_that_has_landed_is_not_cancelled() -> None:
-    cancelled: list[bool] = []
+class PlainForm:
+    """Output as it is, so that a test sees the pieces."""
 
-    async def scenario() -> None:
-        flight = Flight(lambda: cancelled.append(True), lambda event: None)
-        flight.cancel()
-        flight.deliver(finished(0, reason=FinishReason.CANCELLED))
-        await flight.next_event()
-        flight.cancel()
+    def piece(self, choice: int, event: Progress | Finished) -> Iterator[bytes]:
+        yield event.output or b"end"
 
-    asyncio.run(scenario())
-    assert cancelled == [True]
+    def error(self, error: ApiError) -> Iterator[bytes]:
+        yield error.message.encode()
+
+    def end(self) -> Iterator[bytes]:
+        yield b"[DONE]"
+
+
+def play(script: Callable[[Flight, Wire], Coroutine[Any, Any, None]], **arguments: Any) -> Wire:
+    """What a stream sends while the script delivers events."""
+
+    async def scenario() -> Wire:
+        flight = Flight(1, lambda _: None, lambda *_: None)
+        wire = Wire()
+        response = EventStream(flight, PlainForm(), {}, **arguments)
+        sending = asyncio.create_task(response({"type": "http"}, wire.receive, wire.send))
+        await script(flight, wire)
+        await sending
+        return wire
+
+    return asyncio.run(scenario())
+
+
+def test_silence_is_broken_by_comments() -> None:
+    async def script(flight: Flight, wire: Wire) -> None:
+        await until(lambda: wire.sent.count(b": keep-alive\n\n") >= 3)
+        flight.receiver(0)(Progress(b"late", 0.1))
+        flight.receiver(0)(finished(4))
+
+    wire = play(script, keep_alive_s=0.002)
+    assert wire.bodies.count(b": keep-alive\n\n") >= 3
+    assert [body for body in wire.bodies if not body.startswith(b":")] == [
+        b"late",
+        b"end",
+        b"[DONE]",
+    ]
+
+
+def test_an_interval_lets_output_pile_up() -> None:
+    async def script(flight: Flight, wire: Wire) -> None:
+        deliver = flight.receiver(0)
+        for _ in range(30):
+            deliver(Progress(b"x", 0.1))
+            await asyncio.sleep(0.005)
+        await until(lambda: wire.sent == b"x" * 30)
+        deliver(finished(30))
+
+    wire = play(script, interval=0.05)
+    assert wire.sent == b"x" * 30 + b"end[DONE]"
+    pieces = wire.times[:-2]
+    assert 2 <= len(pieces) < 15
+    assert all(b - a >= 0.049 for a, b in pairwise(pieces))
+
+
+def test_an_interval_holds_up_neither_comments_nor_the_end() -> None:
+    async def script(flight: Flight, wire: Wire) -> None:
+        flight.receiver(0)(Progress(b"first", 0.1))
+        await until(lambda: b"first: keep-alive" in wire.sent)
+        flight.receiver(0)(Progress(b"second", 0.1))
+        flight.receiver(0)(finished(11))
+
+    wire = play(script, interval=1000.0, keep_alive_s=0.002)
+    assert wire.sent.replace(b": keep-alive\n\n", b"") == b"firstsecondend[DONE]"
+
+
+def test_a_slow_reader_gets_larger_pieces() -> None:
+    count = 20 * MOST_QUEUED
+
+    async def script(flight: Flight, wire: Wire) -> None:
+        deliver = flight.receiver(0)
+        wire.open.clear()
+        deliver(Progress(b"0", 0.1))
+        await until(lambda: wire.bodies)
+        for index in range(1, count):
+            deliver(Progress(str(index % 10).encode(), 0.1))
+        deliver(finished(count))
+        await until(lambda: flight.landed)
+        wire.open.set()
+
+    wire = play(script)
+    assert wire.sent == b"0123456789" * (count // 10) + b"end[DONE]"
+    assert len(wire.bodies) < MOST_QUEUED + 5
+
+
+def test_intervals_and_timeouts_over_http() -> None:
+    events = stream(
+        FakeEngine(say(b"a", b"b", rest=b"c", reason=FinishReason.TIMEOUT)), stream_interval=0.5
+    )
+    assert whole(events) == ("abc", b"abc")
+    assert events[-1]["finish_reason"] == "timeout"

@@ -1,0 +1,45 @@
+"""Who may ask at all: a guard in front of every route that wants one of the operator's keys."""
+
+import hmac
+from collections.abc import Callable, Collection, Sequence
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import KeyNeeded, respond
+
+
+class KeyGuard:
+    """ASGI middleware that passes requests with `Authorization: Bearer KEY`.
+
+    All paths are guarded but `open_paths`, those too that lead nowhere.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[bytes],
+        open_paths: Collection[str],
+        rejected: Callable[[str], None],
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._open_paths = frozenset(open_paths)
+        self._rejected = rejected
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        guarded = scope["type"] == "http" and scope["path"] not in self._open_paths
+        if not guarded or self._knows(Headers(scope=scope).get("authorization", "")):
+            await self._app(scope, receive, send)
+            return
+        error = KeyNeeded()
+        self._rejected(error.code)
+        await respond(Request(scope, receive), error)(scope, receive, send)
+
+    def _knows(self, authorization: str) -> bool:
+        scheme, _, key = authorization.partition(" ")
+        given = key.strip().encode("latin-1")
+        # all are compared, so that the time tells nothing of which one was nearly right
+        matches = [hmac.compare_digest(given, known) for known in self._keys]
+        return scheme.lower() == "bearer" and any(matches)

@@ -1,0 +1,90 @@
+"""What a request to /v1/completions may say: OpenAI's fields, and those of /generate.
+
+As OpenAI's clients send null for what they leave alone, null is here the same as leaving out.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+
+from server.fields import NotYet, Prompts, wrong
+from server.schemas import DecodingRequest
+
+
+def _null_in_schema(schema: dict[str, Any]) -> None:
+    for name, field in schema["properties"].items():
+        told = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+        options = [option for option in field.get("anyOf", [field]) if option != {"type": "null"}]
+        schema["properties"][name] = {**told, "anyOf": [*options, {"type": "null"}]}
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries besides output."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    include_usage: bool | None = Field(
+        None, description="Send a last chunk of no choices with the usage."
+    )
+    include_obfuscation: Annotated[Literal[False] | None, NotYet] = None
+
+
+class CompletionRequest(DecodingRequest):
+    """Texts to continue, each giving a choice.  A token is a byte."""
+
+    model_config = ConfigDict(json_schema_extra=_null_in_schema)
+
+    default_max_tokens: ClassVar[int] = 16
+
+    model: str | None = Field(
+        None, description="Name of the model served; left out or empty, whichever that is."
+    )
+    prompt: Prompts = Field(
+        (b"",),
+        description="One prompt or several, each a text or a list of bytes. An empty one is the "
+        "end-of-document byte.",
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="Most bytes to write; left out, 16 or what room is left."
+    )
+    stream_options: StreamOptions | None = Field(None, description="Goes with stream.")
+    user: str | None = Field(None, description="Accepted, and without any effect.")
+    n: Annotated[Literal[1], NotYet] = 1
+    best_of: Annotated[Literal[1], NotYet] = 1
+    echo: Annotated[Literal[False], NotYet] = False
+    logprobs: Annotated[None, NotYet] = None
+    suffix: Annotated[None, NotYet] = None
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _null_is_left_out(
+        cls, value: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> object:
+        assert info.field_name is not None
+        return cls.model_fields[info.field_name].default if value is None else validate(value)
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise wrong("stream_options", "goes with stream only")
+        return self
+
+    @property
+    def prompts(self) -> tuple[bytes, ...]:
+        return self.prompt
+
+    @property
+    def wanted_model(self) -> str | None:
+        return self.model or None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)

@@ -1,0 +1,99 @@
+"""The server as a process: uvicorn around the app, signals, an end in order.
+
+Told to stop (SIGTERM, SIGINT), the service refuses new requests and finishes those it has, while
+the socket stays open, so that /ready can say so; then uvicorn ends.  Told again, the process ends
+at once.
+"""
+
+import asyncio
+import logging
+import math
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from server.app import create_app
+from server.service import EngineLike, Service
+from server.settings import Settings
+
+LAST_WORDS_S = 5
+"""How long clients have to read what was answered before the server was told to stop."""
+
+logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings, load: Callable[[Settings], EngineLike]) -> int:
+    """Serves until told to stop; the process's exit status, 0 if all that was begun was finished.
+
+    1 if the model cannot be loaded or requests were cut off, 2 for a certificate that is no good.
+    """
+    failed = False
+
+    def load_or_end(settings: Settings) -> EngineLike:
+        nonlocal failed
+        try:
+            return load(settings)
+        except Exception:
+            # the app logs the reason; a server without a model is of no use
+            failed = server.should_exit = True
+            raise
+
+    app = create_app(settings, load_or_end)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        log_config=None,  # the root logger's format for all
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        timeout_graceful_shutdown=LAST_WORDS_S,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        print(f"python -m server: error: --ssl-certfile, --ssl-keyfile: {error}", file=sys.stderr)
+        return 2
+    server = DrainingServer(config, app.state.service)
+    server.run()
+    return 1 if failed or not server.drained else 0
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn that lets a service drain before it stops listening."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.drained = True
+        """Whether every request has ended by itself."""
+        self._service = service
+        self._told = asyncio.Event()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        draining = asyncio.create_task(self._drain())
+        try:
+            await super().serve(sockets)
+        finally:
+            draining.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn's own would close the socket at once and end the process by the signal."""
+        if self._service.draining:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        self._service.draining = True
+        self._loop.call_soon_threadsafe(self._told.set)
+
+    async def _drain(self) -> None:
+        await self._told.wait()
+        logger.info("told to stop; waiting for the requests in flight")
+        began = self._loop.time()
+        self.drained = await self._service.drain()
+        left_s = self._service.settings.drain_seconds - (self._loop.time() - began)
+        self.config.timeout_graceful_shutdown = max(LAST_WORDS_S, math.ceil(left_s))
+        self.should_exit = True

@@ -1,0 +1,108 @@
+"""What a request means for the model that is loaded, and whether that is possible.
+
+Decides all that the request leaves open; from here on nothing has a default.
+"""
+
+import secrets
+
+from server.errors import Impossible, InvalidField, NoSuchModel
+from server.messages import EngineInfo, Mode, Submission
+from server.schemas import DecodingRequest
+from server.settings import Settings
+
+
+def resolve(
+    request: DecodingRequest, request_id: str, info: EngineInfo, settings: Settings
+) -> list[Submission]:
+    """A submission for each choice.  The first has the request's own id and seed, the others
+    those behind it; `#` is in no id that a client gives."""
+    if request.wanted_model not in (None, info.model_name):
+        raise NoSuchModel(f"model: the model served here is {info.model_name}", "model")
+    mode, draft_length = _decode_path(request, info, settings)
+    timeout_s = _timeout(request, settings)
+    prompts = _prompts(request, info)
+    seed = request.seed
+    if seed is None:
+        # all choices' seeds below 2^53, which JSON clients keep
+        seed = secrets.randbelow(2**53 - len(prompts))
+    return [
+        Submission(
+            request_id=f"{request_id}#{choice}" if choice else request_id,
+            prompt=prompt,
+            max_tokens=_max_tokens(request, len(prompt), info.context),
+            params=request.sampling,
+            seed=shifted_seed(seed, choice),
+            mode=mode,
+            draft_length=draft_length,
+            eos=None if request.ignore_eos else info.eos,
+            stops=request.stops,
+            timeout_s=timeout_s,
+        )
+        for choice, prompt in enumerate(prompts)
+    ]
+
+
+def shifted_seed(seed: int, choice: int) -> int:
+    """The seed of a choice: the request's plus its index, modulo 2^64, as a signed number.
+
+    >>> shifted_seed(2**63 - 1, 1) == -(2**63)
+    True
+    """
+    return (seed + choice + 2**63) % 2**64 - 2**63
+
+
+def _prompts(request: DecodingRequest, info: EngineInfo) -> list[bytes]:
+    """The prompts, an empty one being the end-of-document byte."""
+    if info.eos is None and not all(request.prompts):
+        field = request.prompt_field
+        message = "must not be empty: the model declares no end-of-document byte"
+        raise InvalidField(f"{field}: {message}", field)
+    return [prompt or bytes([info.eos or 0]) for prompt in request.prompts]
+
+
+def _max_tokens(request: DecodingRequest, prompt_tokens: int, context: int) -> int:
+    room = context - prompt_tokens
+    code = "context_length_exceeded"
+    if room < 1:
+        message = f"{prompt_tokens} bytes leave no room in the context of {context}"
+        raise Impossible(f"{request.prompt_field}: {message}", request.prompt_field, code)
+    if request.max_tokens is None:
+        chosen = min(request.default_max_tokens, room)
+        if request.min_tokens > chosen:
+            message = f"must not be above max_tokens, here {chosen}"
+            raise Impossible(f"min_tokens: {message}", "min_tokens")
+        return chosen
+    if request.max_tokens > room:
+        message = f"must be at most {room}, the room after the prompt in the context of {context}"
+        raise Impossible(f"max_tokens: {message}", "max_tokens", code)
+    return request.max_tokens
+
+
+def _timeout(request: DecodingRequest, settings: Settings) -> float:
+    if request.timeout_s is None:
+        return settings.max_seconds
+    if request.timeout_s > settings.max_seconds:
+        message = f"must be at most {settings.max_seconds:g}, this server's limit"
+        raise Impossible(f"timeout_s: {message}", "timeout_s")
+    return request.timeout_s
+
+
+def _decode_path(
+    request: DecodingRequest, info: EngineInfo, settings: Settings
+) -> tuple[Mode, int]:
+    """The path taken and its draft length; auto drafts wherever there is a prophet."""
+    mode = request.mode or Mode(settings.mode)
+    if mode is Mode.AUTO:
+        mode = Mode.SPECULATIVE if info.longest_draft else Mode.BASE
+    if mode is Mode.SPECULATIVE and not info.longest_draft:
+        raise Impossible("mode: this model has no prophet to draft with", "mode", "no_prophet")
+    if request.draft_length is None:
+        drafted = min(settings.draft_length, info.longest_draft)
+        return mode, drafted if mode is Mode.SPECULATIVE else 0
+    if mode is Mode.BASE:
+        message = "draft_length: nothing is drafted, for want of a prophet or by the default mode"
+        raise Impossible(message, "draft_length")
+    if request.draft_length > info.longest_draft:
+        message = f"draft_length: must be at most {info.longest_draft} with this model"
+        raise Impossible(message, "draft_length")
+    return mode, request.draft_length

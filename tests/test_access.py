@@ -1,0 +1,131 @@
+"""Keys, bodies that are too large, and pages of other origins."""
+
+import logging
+from typing import Any
+
+import pytest
+from fake_engine import Client, FakeEngine, encode, error_of, say
+from test_metrics import scrape, value
+
+PATHS = (
+    "/version",
+    "/metrics",
+    "/docs",
+    "/redoc",
+    "/openapi.json",
+    "/v1/models",
+    "/v1/models/fake",
+    "/nothing",
+    "/health/",
+    "//health",
+    "/",
+)
+
+
+def guarded(**settings: Any) -> Client:
+    return Client(FakeEngine(say(b"x")), api_keys=("first", "sec:ond"), **settings)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_every_path_but_health_and_readiness_wants_a_key() -> None:
+    with guarded() as client:
+        for path in ("/health", "/ready"):
+            assert client.get(path).status_code == 200
+        for path in PATHS:
+            response = client.get(path)
+            assert response.status_code == 401, path
+            assert response.headers["WWW-Authenticate"] == "Bearer"
+            assert error_of(response)["code"] == "invalid_api_key"
+        assert client.generate(prompt="a").status_code == 401
+        assert client.complete(prompt="a").status_code == 401
+        assert client.request("OPTIONS", "/generate").status_code == 401
+        for key in ("first", "sec:ond"):
+            assert client.generate(bearer(key), prompt="a").status_code == 200
+            assert client.complete(bearer(key), prompt="a").status_code == 200
+            assert client.get("/docs", **bearer(key)).status_code == 200
+            assert client.get("/nothing", **bearer(key)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        b"",
+        b"first",
+        b"Bearer",
+        b"Bearer ",
+        b"Bearer firs",
+        b"Bearer firstt",
+        b"Bearer FIRST",
+        b"Bearer first,sec:ond",
+        b"Bearer fi\xe9rst",
+        b"Basic first",
+        b"Bearer  x first",
+    ],
+)
+def test_what_is_no_key(authorization: bytes) -> None:
+    with guarded() as client:
+        response = client.request("GET", "/version", headers=[(b"Authorization", authorization)])
+        assert response.status_code == 401
+        assert client.get("/version", Authorization="bearer  first ").status_code == 200
+
+
+def test_refusals_are_counted_and_keys_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG), guarded(open_metrics=True) as client:
+        client.generate(bearer("mistaken"), prompt="a")
+        client.generate(bearer("first"), prompt="a")
+        samples = scrape(client)
+    assert value(samples, "request_rejected_total", reason="invalid_api_key") == 1
+    for key in ("first", "sec:ond", "mistaken"):
+        assert key not in caplog.text
+
+
+def test_metrics_may_be_open() -> None:
+    with guarded(open_metrics=True) as client:
+        assert client.get("/metrics").status_code == 200
+        assert client.get("/version").status_code == 401
+
+
+def test_without_keys_everything_is_open() -> None:
+    with Client(FakeEngine(say(b"x"))) as client:
+        assert client.generate(prompt="a").status_code == 200
+        assert client.generate(bearer("any"), prompt="a").status_code == 200
+
+
+def test_bodies_have_a_bound() -> None:
+    engine = FakeEngine(say(b"x"))
+    with Client(engine, max_body_bytes=20) as client:
+        assert client.post_raw(b'{"prompt":"a"}'.ljust(20)).status_code == 200
+        response = client.post_raw(b'{"prompt":"a"}'.ljust(21))
+        assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
+        assert client.complete(prompt=encode(b"a" * 20)).status_code == 413
+    assert len(engine.submissions) == 1
+
+
+def test_pages_of_other_origins() -> None:
+    origin = {"Origin": "https://a.org"}
+    asks = {**origin, "Access-Control-Request-Method": "POST"}
+    asks["Access-Control-Request-Headers"] = "authorization,content-type,x-request-id"
+    with guarded(cors_origins=("https://a.org",)) as client:
+        # a browser asks first, without a key
+        response = client.request("OPTIONS", "/generate", headers=asks)
+        assert response.status_code == 200
+        assert response.headers["Access-Control-Allow-Origin"] == "https://a.org"
+        response = client.generate({**origin, **bearer("first")}, prompt="a")
+        assert response.headers["Access-Control-Allow-Origin"] == "https://a.org"
+        # a page may read why it was refused
+        response = client.generate(origin, prompt="a")
+        assert response.status_code == 401
+        assert response.headers["Access-Control-Allow-Origin"] == "https://a.org"
+        response = client.get("/health", Origin="https://b.org")
+        assert "Access-Control-Allow-Origin" not in response.headers
+        refused = client.request(
+            "OPTIONS", "/generate", headers={**asks, "Origin": "https://b.org"}
+        )
+        assert refused.status_code == 400
+    with Client(FakeEngine(say(b"x"))) as client:
+        response = client.generate(origin, prompt="a")
+        assert "Access-Control-Allow-Origin" not in response.headers
+        assert client.request("OPTIONS", "/generate", headers=asks).status_code == 405
