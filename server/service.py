@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
 
@@ -59,9 +60,15 @@ class Service:
         self._empty.set()
 
     async def start(self, load: Callable[[Settings], EngineLike]) -> None:
-        """Loads on a thread, so that the server can say meanwhile that it is not ready."""
+        """Loads on a thread, so that the server can say meanwhile that it is not ready.
+
+        The thread ends with the loading: OpenMP keeps a team of threads for each that has computed,
+        and with a second team on the same cores every round takes twice as long.
+        """
         try:
-            engine = await asyncio.to_thread(load, self.settings)
+            with ThreadPoolExecutor(1) as loader:
+                loop = asyncio.get_running_loop()
+                engine = await loop.run_in_executor(loader, load, self.settings)
         except (ValueError, OSError) as error:
             self._failed = True
             logger.error("cannot serve %s: %s", self.settings.checkpoint, error)

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         description="bytes of prompt and output together; the model's own if left out",
     )
     draft_length: int = Field(
-        default=5, ge=1, le=16, description="bytes drafted per round where a request does not say"
+        default=3, ge=1, le=16, description="bytes drafted per round where a request does not say"
     )
     mode: Literal["base", "speculative", "auto"] = Field(
         default="auto", description="decode path of requests that do not name one"
