@@ -4,6 +4,7 @@ Knows what is wrong with a request whatever the model; what a given model makes 
 `server.resolution`'s to say.
 """
 
+from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -109,9 +110,9 @@ class DecodingRequest(BaseModel):
         return self
 
     @property
+    @abstractmethod
     def prompts(self) -> tuple[bytes, ...]:
         """The texts to continue, at least one; one may be empty."""
-        raise NotImplementedError
 
     @property
     def prompt_field(self) -> str:
