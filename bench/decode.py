@@ -81,8 +81,9 @@ def measure(
             drafted += b.drafted
             accepted += b.accepted
             emitted += len(b.output)
-            for position, count in enumerate(b.accepted_per_position):
-                per_position[position] += count
+            for result in b.results:
+                for position in range(result.accepted):
+                    per_position[position] += 1
     return {
         "batch": batch,
         "temperature": temperature,

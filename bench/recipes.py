@@ -20,20 +20,14 @@ import sys
 import tomllib
 from pathlib import Path
 
-import torch
-
 from bench.decode import load_prompts
-from specdec.build import build_decoder
 from specdec.checkpoint import load_model, load_prophet
-from specdec.decoder import Job, generate
-from specdec.sampling import SamplingParams
 from train.__main__ import main as train
+from train.measurement import measure_acceptance
 
 DRAFT_LENGTH = 5
-NEW_BYTES = 192
 TEMPERATURES = (0.0, 1.0)
 DOMAINS = ("code", "prose")
-SLOTS = 16
 
 
 def bytes_per_round(checkpoint: Path) -> dict[str, float]:
@@ -41,23 +35,17 @@ def bytes_per_round(checkpoint: Path) -> dict[str, float]:
     model, prophet = load_model(checkpoint), load_prophet(checkpoint)
     if prophet is None:
         return {}
-    device = torch.device("cpu")
-    decoder = build_decoder(model, prophet, slots=SLOTS, device=device, dtype=torch.float32)
     result = {}
     for domain in DOMAINS:
-        prompts = load_prompts(domain)
         for temperature in TEMPERATURES:
-            rounds = emitted = 0
-            for begin in range(0, len(prompts), SLOTS):
-                params = SamplingParams(temperature=temperature)
-                jobs = [
-                    Job(prompt, NEW_BYTES, params, begin + i, DRAFT_LENGTH)
-                    for i, prompt in enumerate(prompts[begin : begin + SLOTS])
-                ]
-                for out in generate(decoder, jobs):
-                    rounds += out.rounds
-                    emitted += len(out.output)
-            result[f"{domain} T={temperature:g}"] = round(emitted / rounds, 3)
+            figures, _ = measure_acceptance(
+                model,
+                prophet,
+                load_prompts(domain),
+                temperature=temperature,
+                draft_length=DRAFT_LENGTH,
+            )
+            result[f"{domain} T={temperature:g}"] = figures.bytes_per_round
     return result
 
 

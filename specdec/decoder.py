@@ -184,15 +184,31 @@ class _Row:
 
 @dataclass
 class Output:
-    """A finished job: its bytes without the end-of-document byte, and what drafting did for it."""
+    """A finished job: what each of its rounds gave."""
 
-    output: bytes = b""
-    rounds: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    ended: bool = False
-    accepted_per_position: list[int] = field(default_factory=list)
-    """Rounds in which the first, second, … draft was accepted."""
+    results: list[RowResult] = field(default_factory=list)
+
+    @property
+    def output(self) -> bytes:
+        """Its bytes, without the end-of-document byte."""
+        whole = b"".join(result.output for result in self.results)
+        return whole[:-1] if self.ended else whole
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.results) and self.results[-1].ended
+
+    @property
+    def rounds(self) -> int:
+        return len(self.results)
+
+    @property
+    def drafted(self) -> int:
+        return sum(result.drafted for result in self.results)
+
+    @property
+    def accepted(self) -> int:
+        return sum(result.accepted for result in self.results)
 
 
 def generate(decoder: Decoder[Any], jobs: Sequence[Job]) -> list[Output]:
@@ -204,7 +220,8 @@ def generate(decoder: Decoder[Any], jobs: Sequence[Job]) -> list[Output]:
     """
     if len(jobs) > decoder.slots:
         raise ValueError(f"{len(jobs)} jobs for {decoder.slots} slots")
-    outputs = [Output(accepted_per_position=[0] * job.draft_length) for job in jobs]
+    outputs = [Output() for _ in jobs]
+    emitted = [0] * len(jobs)
     running = set(range(len(jobs)))
     for slot, job in enumerate(jobs):
         decoder.open(slot, job)
@@ -214,15 +231,9 @@ def generate(decoder: Decoder[Any], jobs: Sequence[Job]) -> list[Output]:
             chunks = {slot: size for slot, size in chunks.items() if size}
             drafts = {s: jobs[s].draft_length for s in sorted(running) if s not in chunks}
             for slot, result in decoder.step(drafts, chunks).items():
-                out = outputs[slot]
-                out.output += result.output[:-1] if result.ended else result.output
-                out.rounds += 1
-                out.drafted += result.drafted
-                out.accepted += result.accepted
-                for position in range(result.accepted):
-                    out.accepted_per_position[position] += 1
-                out.ended = result.ended
-                if out.ended or len(out.output) == jobs[slot].max_tokens:
+                outputs[slot].results.append(result)
+                emitted[slot] += len(result.output)
+                if result.ended or emitted[slot] == jobs[slot].max_tokens:
                     running.discard(slot)
     finally:
         for slot in range(len(jobs)):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specdec.noise import gumbel
-from train.acceptance import LOSSES, coupled_acceptance, kl, lk, total_variation
+from train.acceptance import LOSSES, agreement_on, coupled_acceptance, kl, lk, total_variation
 
 
 def pair(seed: int, size: int = 256, scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,6 +32,23 @@ def test_it_is_the_share_of_equal_choices_under_shared_noise() -> None:
     noise = gumbel(torch.tensor(5), torch.arange(50_000))
     equal = ((log_p + noise).argmax(-1) == (log_q + noise).argmax(-1)).double().mean()
     assert float(equal) == pytest.approx(float(coupled_acceptance(log_p, log_q)), abs=0.01)
+
+
+def test_agreement_on_a_byte_is_the_share_of_equal_choices_where_the_model_chose_it() -> None:
+    log_p, log_q = pair(3)
+    noise = gumbel(torch.tensor(5), torch.arange(50_000))
+    ours, theirs = (log_p + noise).argmax(-1), (log_q + noise).argmax(-1)
+    byte = log_p.argmax()
+    chosen = ours == byte
+    share = (theirs[chosen] == byte).double().mean()
+    assert float(share) == pytest.approx(float(agreement_on(log_p, log_q, byte)), abs=0.01)
+
+
+def test_agreements_weighed_by_the_model_are_the_acceptance() -> None:
+    log_p, log_q = (x.expand(256, -1) for x in pair(4))
+    byte = torch.arange(256)
+    each = agreement_on(log_p, log_q, byte) * log_p[0].exp()
+    assert float(each.sum()) == pytest.approx(float(coupled_acceptance(log_p[0], log_q[0])))
 
 
 def test_it_is_one_for_equal_and_zero_for_disjoint_distributions() -> None:

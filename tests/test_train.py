@@ -44,8 +44,8 @@ def config(text: Path, **changes: object) -> TrainConfig:
         data=(str(text),),
         steps=8,
         batch=4,
-        window=64,
-        long_window=128,
+        windows=(64, 128),
+        window_shares=(0.85, 0.15),
         warmup=2,
         evaluate_every=4,
         save_every=3,
@@ -155,9 +155,10 @@ def test_the_command_trains_and_exports_a_checkpoint_that_loads(text: Path, tmp_
     flags = {
         "steps": 3,
         "batch": 2,
-        "window": 64,
-        "long-window": 128,
+        "windows": "64 128",
+        "window-shares": "0.85 0.15",
         "validation-bytes": 512,
+        "test-prompts": 4,
         "hidden-size": 32,
         "depth": 2,
         "heads": 2,
@@ -166,7 +167,9 @@ def test_the_command_trains_and_exports_a_checkpoint_that_loads(text: Path, tmp_
         "context": 512,
     }
     arguments = ["--data", str(zipped), "--out", str(tmp_path / "run"), "--device", "cpu"]
-    arguments += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    arguments += [
+        part for name, value in flags.items() for part in (f"--{name}", *str(value).split())
+    ]
     assert main([*arguments, "--about-data", "Seven words, public domain."]) == 0
     directory = tmp_path / "run" / "checkpoint"
     model, prophet = load_model(directory), load_prophet(directory)
@@ -233,8 +236,10 @@ def test_the_command_reports_bad_data_in_one_line(
         ({"mix": (0.0,)}, "above 0"),
         ({"steps": 0}, "steps"),
         ({"dtype": "int8"}, "int8"),
-        ({"long_window": 1024}, "context of 512"),
-        ({"window": 5}, "draft length"),
+        ({"windows": (64, 1024)}, "context of 512"),
+        ({"windows": (64,)}, "same number of windows"),
+        ({"window_shares": (0.0, 0.0)}, "window_shares"),
+        ({"windows": (5, 64)}, "draft length"),
     ],
 )
 def test_impossible_configurations_are_refused_by_name(

@@ -20,7 +20,8 @@ from train.save import read_save
 
 CPU = torch.device("cpu")
 TINY = [
-    *("--batch", "4", "--window", "64", "--long-window", "128", "--validation-bytes", "512"),
+    *("--batch", "4", "--windows", "64", "128", "--window-shares", "0.85", "0.15"),
+    *("--validation-bytes", "512", "--test-prompts", "4"),
     *("--hidden-size", "32", "--depth", "2", "--heads", "2", "--kv-heads", "1"),
     *("--intermediate-size", "48", "--context", "512", "--draft-length", "5"),
     *("--device", "cpu", "--dtype", "float32"),
@@ -57,7 +58,7 @@ def test_the_seed_preset_is_the_reference_recipe() -> None:
     )
     assert shape.block.head_dim == 64
     assert (shape.prophet_depth, shape.leading_states) == (2, 2)
-    assert (config.batch, config.accumulate, config.window) == (4, 4, 512)
+    assert (config.batch, config.accumulate, config.windows) == (4, 4, (512,))
     assert (config.optimizer, config.adam_rate, config.clip) == ("adam", 1e-4, 0.5)
     assert {config.rate_at(step) for step in (0, 1, 50_000, 99_999)} == {1.0}
     assert config.steps == 100_000
@@ -109,6 +110,40 @@ def test_max_steps_pauses_and_the_same_command_goes_on(text: Path, tmp_path: Pat
     whole, paused = (weights(tmp_path / name / "last.pt") for name in ("whole", "paused"))
     assert all(torch.equal(whole[name], paused[name]) for name in whole)
     assert (tmp_path / "paused" / "checkpoint").exists()
+
+
+def test_a_run_starts_from_the_weights_and_momentum_of_another(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data", text, *TINY, "--save-every", 2, "--warmup", 0]
+    run(*flags, "--out", tmp_path / "first", "--steps", 4, "--decay-fraction", 0)
+    start = ["--start-from", tmp_path / "first", "--out", tmp_path / "second"]
+    run(*flags, *start, "--steps", 6, "--max-steps", 3, "--seed", 1)
+    run(*flags, *start, "--steps", 6, "--seed", 1)  # goes on from its own save, not from the first
+    record = json.loads((tmp_path / "second" / "checkpoint" / "training.json").read_text())
+    assert record["steps"] == 6
+    assert [phase["steps"] for phase in record["earlier"]] == [4]
+    assert record["config"]["start_from"] == "first"
+    first, second = (weights(tmp_path / name / "last.pt") for name in ("first", "second"))
+    cosine = torch.nn.functional.cosine_similarity
+    name = "model.stack.blocks.0.qkv.weight"
+    assert 0.9 < cosine(first[name].flatten(), second[name].flatten(), 0) < 1
+    card = (tmp_path / "second" / "checkpoint" / "README.md").read_text()
+    assert card.count("| model and prophet |") == 2
+
+    other = ["--start-from", tmp_path / "first", "--out", tmp_path / "third", "--depth", 3]
+    assert main([str(x) for x in (*flags, *other, "--steps", 2)]) == 1
+    assert "another shape" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_what_an_uncompiled_one_does(text: Path, tmp_path: Path) -> None:
+    flags = ["--data", text, *TINY, "--steps", 4]
+    run(*flags, "--out", tmp_path / "eager")
+    run(*flags, "--out", tmp_path / "compiled", "--compile")
+    eager, compiled = (weights(tmp_path / name / "last.pt") for name in ("eager", "compiled"))
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -180,7 +215,7 @@ def test_a_prophet_is_trained_for_a_frozen_model(text: Path, tmp_path: Path, los
     ("flags", "message"),
     [
         (["--accumulate", "0"], "accumulate"),
-        (["--optimizer", "sgd"], "optimizer must be one of muon, adam"),
+        (["--optimizer", "sgd"], "optimizer must be one of muon, adamw, adam"),
         (["--prophet-loss", "mse"], "prophet_loss must be one of"),
         (["--starts", "1.5"], "starts"),
         (["--split", "line"], "split must be one of"),

@@ -22,6 +22,9 @@ from train.world import World
 PROPHET_FIELDS = ("prophet_depth", "leading_states", "draft_length", "eos_byte")
 """What of the shape is asked for with a frozen model: the rest is the model's."""
 
+TUPLES = {"mix": float, "windows": int, "window_shares": float}
+"""Kinds of the list flags that are not paths."""
+
 
 def _add_flags(
     group: argparse._ArgumentGroup, record: type[Any], defaults: object, skip: set[str]
@@ -34,7 +37,7 @@ def _add_flags(
         if isinstance(default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown)
         elif isinstance(default, tuple):
-            kind = float if item.name == "mix" else str
+            kind = TUPLES.get(item.name, str)
             group.add_argument(flag, nargs="+", type=kind, help=shown)
         else:
             group.add_argument(flag, type=type(default), help=shown)

@@ -33,6 +33,13 @@ def coupled_acceptance(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (p * q / (above * q + below * p).clamp_min(tiny)).sum(-1)
 
 
+def agreement_on(log_p: Tensor, log_q: Tensor, byte: Tensor) -> Tensor:
+    """Probability [...] that the prophet chooses `byte` [...] too where the model chose it."""
+    index = byte[..., None]
+    scale = log_p.gather(-1, index) - log_q.gather(-1, index)
+    return 1 / torch.maximum(log_p, log_q + scale).exp().sum(-1)
+
+
 def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
 

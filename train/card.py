@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from train.demonstration import readable
-from train.measurement import Acceptance
+from train.measurement import NEW_BYTES, PROMPT_BYTES, Acceptance
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Domain:
     """Unseen bytes of one kind: bits per byte, acceptance, (temperature, prompt, output)."""
 
     name: str
-    bits: Mapping[str, Any]
+    bits: float
     acceptance: Sequence[Acceptance]
     samples: Sequence[tuple[float, bytes, bytes]]
 
@@ -21,42 +21,40 @@ class Domain:
 def model_card(
     record: Mapping[str, Any], domains: Sequence[Domain], sums: Mapping[str, str], about_data: str
 ) -> str:
-    config = record["config"]
-    shape = config["shape"]
     lines = [
         "# Model card",
         "",
-        f"A byte-level Llama of {record['parameters'] / 1e6:.2f} M parameters "
-        f"({shape['hidden_size']} wide, {shape['depth']} layers, {shape['heads']} heads, "
-        f"{shape['kv_heads']} of them for keys and values, context {shape['context']}) and an "
-        f"autoregressive prophet of {record['prophet_parameters'] / 1e6:.2f} M "
-        f"({shape['prophet_depth']} layer, {shape['leading_states']} leading states).",
+        _networks(record),
         "",
         "## Training",
         "",
         about_data,
         "",
-        f"{record['steps']} steps, {record['bytes_seen'] / 1e6:.1f} MB seen, "
-        f"{record['seconds'] / 60:.0f} minutes on {record['device']} ({record['threads']} "
-        f"threads), torch {record['torch']}, {config['dtype']} autocast. Every hyperparameter, the "
-        "seed and the curve are in training.json.",
+        *_phases(record),
+        "",
+        "Every hyperparameter, the seeds and the curve are in training.json.",
         "",
         "## Unseen bytes",
         "",
-        "Bits per byte of model and prophet (the prophet's over its drafted places).",
+        "Bits per byte of the model; windows of its whole context overlap by half, so that all but "
+        "the first bytes are scored after at least half a context.",
         "",
-        "| validation file | model | prophet |",
-        "|---|---|---|",
+        "| bytes of | bits per byte |",
+        "|---|---|",
     ]
-    lines += [f"| {d.name} | {d.bits.get('model')} | {d.bits.get('prophet')} |" for d in domains]
-    lines += [
-        "",
-        "Mean bytes per round (one pass of the model), and the share of rounds in which the first, "
-        "second, … draft was accepted.",
-        "",
-        "| validation file | γ | temperature | bytes per round | accepted by position |",
-        "|---|---|---|---|---|",
-    ]
+    lines += [f"| {d.name} | {d.bits:.3f} |" for d in domains]
+    if any(domain.acceptance for domain in domains):
+        prompts = record["config"]["test_prompts"]
+        lines += [
+            "",
+            f"Mean bytes per round (one pass of the model) over {prompts} prompts of "
+            f"{PROMPT_BYTES} bytes, {NEW_BYTES} generated for each, and the share of rounds in "
+            "which the first, second, … draft was accepted. Left out: what a greedy output writes "
+            "after it has begun to repeat itself to its end.",
+            "",
+            "| bytes of | γ | temperature | bytes per round | accepted by position |",
+            "|---|---|---|---|---|",
+        ]
     for domain in domains:
         for item in domain.acceptance:
             shares = " ".join(f"{share:.2f}" for share in item.by_position)
@@ -72,3 +70,43 @@ def model_card(
     lines += ["## Files", ""]
     lines += [f"- `{name}` sha256 {digest}" for name, digest in sums.items()]
     return "\n".join(lines) + "\n"
+
+
+def _networks(record: Mapping[str, Any]) -> str:
+    shape = record["architecture"]
+    text = (
+        f"A byte-level Llama of {record['parameters'] / 1e6:.2f} M parameters "
+        f"({shape['hidden_size']} wide, {shape['depth']} layers, {shape['heads']} heads, "
+        f"{shape['kv_heads']} of them for keys and values, context {shape['context']})"
+    )
+    if record["config"]["starts"]:
+        prophet = record["config"]["shape"]
+        text += (
+            f" and an autoregressive prophet of {record['prophet_parameters'] / 1e6:.2f} M "
+            f"({prophet['prophet_depth']} layer, {prophet['leading_states']} leading states)"
+        )
+    return text + "."
+
+
+def _phases(record: Mapping[str, Any]) -> list[str]:
+    """One line per run that the weights went through, the frozen model's first."""
+    model = record["model"]
+    phases = [*model["earlier"], model] if model else []
+    lines = [
+        "| trained | steps | MB seen | minutes | windows | matrices in |",
+        "|---|---|---|---|---|---|",
+    ]
+    for phase in [*phases, *record["earlier"], record]:
+        config = phase["config"]
+        what = "model and prophet" if config["starts"] else "model"
+        lines.append(
+            f"| {'prophet, model frozen' if config['frozen'] else what} | {phase['steps']} "
+            f"| {phase['bytes_seen'] / 1e6:.1f} | {phase['seconds'] / 60:.0f} "
+            f"| {', '.join(map(str, config['windows']))} | {phase['dtype']} |"
+        )
+    lines += [
+        "",
+        f"On {record['device']} ({record['threads']} threads, {record['processes']} process), "
+        f"torch {record['torch']}.",
+    ]
+    return lines

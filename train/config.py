@@ -6,6 +6,7 @@ every save, and a run resumes only under the record that it was started with.
 
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import accumulate
 from pathlib import Path
 
 from specdec.config import BlockConfig, ModelConfig, ProphetConfig
@@ -65,42 +66,52 @@ class ModelShape:
 class TrainConfig:
     """Data, schedule and optimizer of one run.
 
-    A step takes `accumulate` batches of `batch` rows.  `window` bytes per row until the last
-    `long_fraction` of the steps, `long_window` after that, with the rows cut so that a step keeps
-    its bytes.  `starts` is the share of offsets in a window at which the prophet is trained, 0 to
-    train the model alone; `detach` keeps the prophet's gradient out of the model.  `data_limit`
-    bytes of each source are used, 0 for all.  `split` by fraction or by file; `separate` puts the
-    end-of-document byte behind each file.  `frozen` names a checkpoint whose model is kept as it
-    is while a prophet is trained for it.
+    A step takes `accumulate` batches of `batch` rows of the first of `windows` bytes; the steps go
+    through the windows in order, each for its share of them, and rows are cut or added so that a
+    step keeps its bytes.  `starts` is the share of offsets in a window at which the prophet is
+    trained, 0 to train the model alone; `detach` keeps the prophet's gradient out of the model.
+    `prophet_reach` weighs each drafted place by the probability that a round gets as far.
+    What `validation` files say chooses the best weights; the card's figures come from `test` files
+    (the validation ones where there are none), acceptance from `test_prompts` prompts of each.
+    `data_limit` bytes of each source are used, 0 for all.  `split` by fraction or by file;
+    `separate` puts the end-of-document byte behind each file.  `frozen` names a checkpoint whose
+    model is kept as it is while a prophet is trained for it; `start_from` a run whose last weights
+    and optimizer state this one begins with.  `dtype` auto takes what multiplies faster on the
+    device; `compile` runs the model's forward and backward through torch.compile.
     """
 
     data: tuple[str, ...] = ()
     mix: tuple[float, ...] = ()
     validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    test_prompts: int = 64
     validation_fraction: float = 0.05
     split: str = "fraction"
     separate: bool = False
     data_limit: int = 0
     frozen: str = ""
+    start_from: str = ""
     steps: int = 2000
-    batch: int = 8
+    batch: int = 24
     accumulate: int = 1
-    window: int = 512
-    long_window: int = 1024
-    long_fraction: float = 0.15
+    windows: tuple[int, ...] = (256, 512, 1024)
+    window_shares: tuple[float, ...] = (0.6, 0.3, 0.1)
     starts: float = 0.125
     detach: bool = True
     prophet_weight: float = 1.0
     prophet_loss: str = "kl"
+    prophet_reach: bool = False
     optimizer: str = "muon"
     muon_rate: float = 0.02
+    muon_momentum: float = 0.95
     adam_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
     decay_fraction: float = 0.5
     clip: float = 1.0
     seed: int = 0
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
+    compile: bool = False
     evaluate_every: int = 100
     save_every: int = 50
     demonstrate_every: int = 0
@@ -113,12 +124,16 @@ class TrainConfig:
             raise ValueError(f"mix has {len(self.mix)} weights for {len(self.data)} data paths")
         if any(not weight > 0 for weight in self.mix):
             raise ValueError("mix: every weight must be above 0")
-        for name in ("steps", "batch", "accumulate", "window", "evaluate_every", "save_every"):
+        for name in ("steps", "batch", "accumulate", "evaluate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if not self.windows or len(self.windows) != len(self.window_shares):
+            raise ValueError("windows and window_shares must name the same number of windows")
+        if any(share < 0 for share in self.window_shares) or not sum(self.window_shares) > 0:
+            raise ValueError("window_shares must be at least 0 and not all 0")
         choices = {
-            "dtype": ("bfloat16", "float32"),
-            "optimizer": ("muon", "adam"),
+            "dtype": ("auto", "bfloat16", "float32"),
+            "optimizer": ("muon", "adamw", "adam"),
             "split": ("fraction", "file"),
             "prophet_loss": PROPHET_LOSSES,
         }
@@ -127,6 +142,8 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)}"
                 )
+        if self.test_prompts < 1:
+            raise ValueError("test_prompts must be at least 1")
         if not 0 <= self.starts <= 1:
             raise ValueError(f"starts must be from 0 to 1, not {self.starts}")
         if not 0 <= self.validation_fraction < 1:
@@ -137,17 +154,19 @@ class TrainConfig:
             raise ValueError(
                 "starts: with a frozen model there is nothing to train but the prophet"
             )
-        longest = max(self.window, self.long_window if self.long_fraction else 0)
-        if longest > self.shape.context:
-            raise ValueError(f"a window of {longest} exceeds the context of {self.shape.context}")
-        if self.window <= self.shape.draft_length:
-            raise ValueError(f"window must exceed the draft length {self.shape.draft_length}")
+        if max(self.windows) > self.shape.context:
+            raise ValueError(
+                f"a window of {max(self.windows)} exceeds the context of {self.shape.context}"
+            )
+        if min(self.windows) <= self.shape.draft_length:
+            raise ValueError(f"windows must exceed the draft length {self.shape.draft_length}")
 
     def window_at(self, step: int) -> tuple[int, int]:
         """Rows and bytes per row of a step, counted from 0."""
-        if step < self.steps * (1 - self.long_fraction):
-            return self.batch, self.window
-        return max(1, self.batch * self.window // self.long_window), self.long_window
+        done = (step + 0.5) / self.steps * sum(self.window_shares)
+        passed = [share for share in accumulate(self.window_shares) if share < done]
+        length = self.windows[min(len(passed), len(self.windows) - 1)]
+        return max(1, self.batch * self.windows[0] // length), length
 
     def rate_at(self, step: int) -> float:
         """Share of the full learning rate: linear warm-up, flat, then linear to zero."""
@@ -169,9 +188,16 @@ class TrainConfig:
         def absolute(paths: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(str(Path.cwd() / path) for path in paths)
 
-        frozen = str(Path.cwd() / self.frozen) if self.frozen else ""
+        def one(path: str) -> str:
+            return str(Path.cwd() / path) if path else ""
+
         return replace(
-            self, data=absolute(self.data), validation=absolute(self.validation), frozen=frozen
+            self,
+            data=absolute(self.data),
+            validation=absolute(self.validation),
+            test=absolute(self.test),
+            frozen=one(self.frozen),
+            start_from=one(self.start_from),
         )
 
 
@@ -179,8 +205,8 @@ SEED = TrainConfig(
     steps=100_000,
     batch=4,
     accumulate=4,
-    window=512,
-    long_fraction=0.0,
+    windows=(512,),
+    window_shares=(1.0,),
     starts=1.0,
     detach=False,
     prophet_loss="cross_entropy",

@@ -37,11 +37,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training and validation samples; `weights` are the shares of the training windows."""
+    """Training, validation and test samples; `weights` are the shares of the training windows."""
 
     training: tuple[Sample, ...]
     weights: tuple[float, ...]
     validation: tuple[Sample, ...]
+    test: tuple[Sample, ...]
 
     @classmethod
     def open(
@@ -53,8 +54,11 @@ class Corpus:
         window: int,
         cache: Path,
         limit: int = 0,
+        test: tuple[str, ...] = (),
     ) -> "Corpus":
         """Opens the sources; without `validation` sources a part of each is kept for it.
+
+        Without `test` sources the validation samples serve for both.
 
         DataError where a part is shorter than one window.
         """
@@ -68,7 +72,9 @@ class Corpus:
             held_out.append(Sample(_name(argument), left))
         if validation:
             held_out = [Sample(_name(a), open_source(a, whole, cache)[0]) for a in validation]
-        for part, samples in (("training", training), ("validation", held_out)):
+        tests = [Sample(_name(a), open_source(a, whole, cache)[0]) for a in test] or held_out
+        parts = (("training", training), ("validation", held_out), ("test", tests))
+        for part, samples in parts:
             for sample in samples:
                 if len(sample.content) < window + 1:
                     raise DataError(
@@ -77,7 +83,7 @@ class Corpus:
                     )
         shares = np.array(mix or [len(sample.content) for sample in training], float)
         shares /= shares.sum()
-        return cls(tuple(training), tuple(shares.tolist()), tuple(held_out))
+        return cls(tuple(training), tuple(shares.tolist()), tuple(held_out), tuple(tests))
 
     def batch(self, seed: int, step: int, rows: int, length: int) -> Tensor:
         """int64 [rows, length] of random windows, a function of seed and step."""

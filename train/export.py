@@ -4,7 +4,6 @@ import hashlib
 import json
 import platform
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,16 @@ import torch
 
 from specdec.checkpoint import save_checkpoint, save_prophet
 from specdec.checkpoint_file import write_atomically
+from specdec.config import ModelConfig
 from train.card import Domain, model_card
 from train.curve import write_curve
-from train.measurement import measure_acceptance
-from train.trainer import Trainer
+from train.measurement import measure_acceptance, spread_prompts
+from train.score import bits_per_byte
+from train.trainer import Trainer, phase
 
-DRAFT_LENGTH = 5
+DRAFT_LENGTHS = (3, 5, 8)
 TEMPERATURES = (0.0, 0.7, 1.0)
+SCORED_BYTES = 400_000
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -30,6 +32,7 @@ def export(trainer: Trainer, directory: Path, about_data: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     step = trainer.load_best()
     frozen = trainer.config.frozen
+    record = training_record(trainer, step)
     prophet = trainer.prophet if trainer.config.starts else None
     if frozen:
         for path in sorted(Path(frozen).iterdir()):
@@ -39,7 +42,6 @@ def export(trainer: Trainer, directory: Path, about_data: str) -> None:
         save_prophet(directory, trainer.prophet)
     else:
         save_checkpoint(directory, trainer.model, prophet)
-    record = training_record(trainer, step)
     write_atomically(directory / "training.json", (json.dumps(record, indent=2) + "\n").encode())
     if trainer.curve:
         write_curve(directory, trainer.curve)
@@ -47,49 +49,65 @@ def export(trainer: Trainer, directory: Path, about_data: str) -> None:
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.glob("*.safetensors"))
     }
-    card = model_card(record, _domains(trainer, step), sums, about_data)
+    card = model_card(record, _domains(trainer), sums, about_data)
     write_atomically(directory / "README.md", card.encode())
 
 
 def training_record(trainer: Trainer, step: int) -> dict[str, Any]:
-    """Every hyperparameter, seed and version, and the curve.  Data files by name, not by path."""
-    config = asdict(trainer.config)
-    for name in ("data", "validation"):
-        config[name] = [Path(path).name for path in config[name]]
-    config["frozen"] = Path(config["frozen"]).name
-    windows = (trainer.config.window_at(step) for step in range(trainer.step))
+    """Every hyperparameter, seed and version, the curve, and how what it began with was made."""
     return {
-        "config": config,
+        **phase(trainer.config, trainer.step, trainer.seconds, str(trainer.dtype)),
+        "architecture": _architecture(trainer.model.config),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "prophet_parameters": sum(p.numel() for p in trainer.prophet.parameters()),
-        "steps": trainer.step,
         "exported_step": step,
-        "bytes_seen": sum(rows * length for rows, length in windows) * trainer.config.accumulate,
-        "seconds": round(trainer.seconds),
         "device": str(trainer.device),
         "processes": trainer.world.size,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "curve": trainer.curve,
+        "model": _record_of(trainer.config.frozen),
+        "earlier": trainer.earlier,
     }
 
 
-def _domains(trainer: Trainer, step: int) -> list[Domain]:
-    rows = {row["step"]: row for row in trainer.curve}
+def _architecture(config: ModelConfig) -> dict[str, int]:
+    return {
+        "hidden_size": config.block.hidden_size,
+        "depth": config.num_hidden_layers,
+        "heads": config.block.num_attention_heads,
+        "kv_heads": config.block.num_key_value_heads,
+        "context": config.max_position_embeddings,
+    }
+
+
+def _record_of(checkpoint: str) -> dict[str, Any] | None:
+    """How the frozen model was trained, as far as its directory tells."""
+    path = Path(checkpoint) / "training.json"
+    if not checkpoint or not path.exists():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def _domains(trainer: Trainer) -> list[Domain]:
     domains = []
-    for sample in trainer.corpus.validation:
+    for sample in trainer.corpus.test:
         figures, samples = [], []
+        prompts = spread_prompts(sample, trainer.config.test_prompts)
         for temperature in TEMPERATURES if trainer.config.starts else ():
-            acceptance, pairs = measure_acceptance(
-                trainer.model,
-                trainer.prophet,
-                sample,
-                temperature=temperature,
-                draft_length=DRAFT_LENGTH,
-            )
-            figures.append(acceptance)
-            samples.append((temperature, *pairs[len(pairs) // 2]))
-        bits = rows.get(step, {}).get(sample.name, {})
-        domains.append(Domain(sample.name, bits, figures, samples))
+            for draft_length in DRAFT_LENGTHS:
+                acceptance, outputs = measure_acceptance(
+                    trainer.model,
+                    trainer.prophet,
+                    prompts,
+                    temperature=temperature,
+                    draft_length=draft_length,
+                )
+                figures.append(acceptance)
+            middle = len(prompts) // 2
+            samples.append((temperature, prompts[middle], outputs[middle]))
+        bits = bits_per_byte(trainer.model, sample.content, SCORED_BYTES)
+        domains.append(Domain(sample.name, round(bits, 4), figures, samples))
     return domains

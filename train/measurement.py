@@ -1,23 +1,24 @@
-"""What a trained pair is worth in decoding: bytes per round and acceptance on unseen bytes.
+"""What a trained pair is worth in decoding: bytes per round and acceptance on given prompts.
 
-Counts only, no times: `bench.decode` measures those.
+Counts only, no times: `bench.decode` measures those.  What follows the start of a loop in a greedy
+output is left out: a loop is easy to draft and would flatter the prophet.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from specdec.build import build_decoder
-from specdec.decoder import Job, generate
+from specdec.decoder import Job, Output, generate
 from specdec.model import ByteLlama
 from specdec.prophet import AutoregressiveProphet
 from specdec.sampling import SamplingParams
 from train.data import Sample
 
-PROMPTS = 16
-PROMPT_BYTES = 128
-NEW_BYTES = 128
+PROMPT_BYTES = 256
+NEW_BYTES = 256
+SLOTS = 16
 
 
 @dataclass(frozen=True)
@@ -30,44 +31,69 @@ class Acceptance:
     by_position: tuple[float, ...]
 
 
+def spread_prompts(sample: Sample, count: int) -> list[bytes]:
+    """Evenly spread prompts of a sample."""
+    return [bytes(row.tolist()) for row in sample.spread(count * PROMPT_BYTES, PROMPT_BYTES)]
+
+
+def loop_start(output: bytes) -> int:
+    """Where an output begins to repeat itself to its end; its length where it does not.
+
+    A loop is a stretch of at most a third of the output, written at least three times, the last
+    perhaps in part, 32 bytes or more in all; it starts with the second time.
+    """
+    for period in range(1, len(output) // 3 + 1):
+        repeated = 0
+        while (
+            repeated < len(output) - period
+            and output[-1 - repeated] == output[-1 - repeated - period]
+        ):
+            repeated += 1
+        if repeated >= max(2 * period, 32 - period):
+            return len(output) - repeated
+    return len(output)
+
+
 def measure_acceptance(
     model: ByteLlama,
     prophet: AutoregressiveProphet,
-    sample: Sample,
+    prompts: Sequence[bytes],
     *,
     temperature: float,
     draft_length: int,
-) -> tuple[Acceptance, list[tuple[bytes, bytes]]]:
-    """Continues evenly spread prompts of the sample; returns figures and (prompt, output) pairs."""
+) -> tuple[Acceptance, list[bytes]]:
+    """Continues the prompts with the seeds 0, 1, …; returns figures and outputs."""
     device = next(model.parameters()).device
+    longest = max(map(len, prompts))
+    new = min(NEW_BYTES, model.config.max_position_embeddings - longest)
     decoder = build_decoder(
-        model,
-        prophet,
-        slots=PROMPTS,
-        context=PROMPT_BYTES + NEW_BYTES,
-        device=device,
-        dtype=torch.float32,
+        model, prophet, slots=SLOTS, context=longest + new, device=device, dtype=torch.float32
     )
-    starts = np.linspace(0, len(sample.content) - PROMPT_BYTES, PROMPTS).astype(np.int64)
     params = SamplingParams(temperature=temperature)
     jobs = [
-        Job(
-            sample.content[start : start + PROMPT_BYTES].tobytes(),
-            NEW_BYTES,
-            params,
-            seed=index,
-            draft_length=draft_length,
-        )
-        for index, start in enumerate(starts)
+        Job(prompt, new, params, seed=index, draft_length=draft_length)
+        for index, prompt in enumerate(prompts)
     ]
-    outputs = generate(decoder, jobs)
-    rounds = sum(out.rounds for out in outputs)
-    by_position = np.sum([out.accepted_per_position for out in outputs], axis=0) / rounds
+    outputs: list[Output] = []
+    for begin in range(0, len(jobs), SLOTS):
+        outputs += generate(decoder, jobs[begin : begin + SLOTS])
+    rounds = emitted = 0
+    by_position = [0] * draft_length
+    for out in outputs:
+        stop = len(out.output) if temperature else loop_start(out.output)
+        done = 0
+        for result in out.results:
+            if done >= stop:
+                break
+            done += len(result.output)
+            rounds += 1
+            emitted += len(result.output)
+            for position in range(result.accepted):
+                by_position[position] += 1
     figures = Acceptance(
         temperature=temperature,
         draft_length=draft_length,
-        bytes_per_round=round(sum(len(out.output) for out in outputs) / rounds, 3),
-        by_position=tuple(round(float(share), 3) for share in by_position),
+        bytes_per_round=round(emitted / rounds, 3),
+        by_position=tuple(round(count / rounds, 3) for count in by_position),
     )
-    pairs = [(job.prompt, out.output) for job, out in zip(jobs, outputs, strict=True)]
-    return figures, pairs
+    return figures, [out.output for out in outputs]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specdec.model import ByteLlama
 from specdec.prophet import AutoregressiveProphet
-from train.acceptance import LOSSES, coupled_acceptance
+from train.acceptance import LOSSES, agreement_on, coupled_acceptance
 
 BITS = 1 / math.log(2)
 
@@ -41,6 +41,7 @@ class Aim:
     frozen: bool = False
     prophet_weight: float = 1.0
     prophet_loss: str = "kl"
+    prophet_reach: bool = False
 
 
 def random_starts(seed: int, step: int, length: int, gamma: int, share: float) -> Tensor:
@@ -69,17 +70,30 @@ def objective(
     places = starts[:, None] + torch.arange(aim.gamma, device=tokens.device)
     log_p = scores.detach()[:, places].log_softmax(-1)
     log_q = drafts.log_softmax(-1)
-    byte = log_q.gather(-1, tokens[:, places + 1][..., None])
+    byte = tokens[:, places + 1]
+    bits = -log_q.gather(-1, byte[..., None])[..., 0]
     if aim.prophet_loss == "cross_entropy":
-        prophet_loss = -byte.mean()
+        by_place = bits
     else:
-        prophet_loss = LOSSES[aim.prophet_loss](log_p, log_q).mean()
+        by_place = LOSSES[aim.prophet_loss](log_p, log_q)
+    if aim.prophet_reach:
+        weight = _reached(log_p, log_q, byte)
+        prophet_loss = (weight * by_place).sum() / weight.sum()
+    else:
+        prophet_loss = by_place.mean()
     with torch.no_grad():
         acceptance = coupled_acceptance(log_p, log_q).mean((0, 1))
     weighed = aim.prophet_weight * prophet_loss
     return Losses(
         total=weighed if aim.frozen else model_loss + weighed,
         model_bits=model_loss.detach() * BITS,
-        prophet_bits=-byte.detach().mean() * BITS,
+        prophet_bits=bits.detach().mean() * BITS,
         acceptance=acceptance,
     )
+
+
+@torch.no_grad()
+def _reached(log_p: Tensor, log_q: Tensor, byte: Tensor) -> Tensor:
+    """Probability [B, M, γ] that a round gets as far as each place: all before it accepted."""
+    agreed = agreement_on(log_p, log_q, byte)[..., :-1].cumprod(-1)
+    return F.pad(agreed, (1, 0), value=1.0)

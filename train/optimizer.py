@@ -1,7 +1,7 @@
-"""Muon for the matrices inside blocks and AdamW for everything else, or Adam for all.
+"""Muon for the matrices inside blocks and AdamW for everything else, or Adam or AdamW for all.
 
-Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix; embeddings, heads, norms and
-learned vectors are not such matrices and keep AdamW (Loshchilov and Hutter 2019).
+Embeddings, heads, norms and learned vectors are not such matrices and keep AdamW (Loshchilov and
+Hutter 2019).
 """
 
 from itertools import chain
@@ -10,35 +10,41 @@ import torch
 from torch import nn
 
 from train.config import TrainConfig
+from train.muon import Muon
+
+BETAS = (0.9, 0.95)
+"""AdamW's; Adam keeps the usual ones."""
 
 
 class Optimizers:
     """All optimizers of a run behind one step, with their rates scaled together."""
 
-    def __init__(self, config: TrainConfig, *modules: nn.Module) -> None:
+    def __init__(self, config: TrainConfig, dtype: torch.dtype, *modules: nn.Module) -> None:
         named = list(chain.from_iterable(module.named_parameters() for module in modules))
-        self.parameters = [p for _, p in named if p.requires_grad]
+        named = [(name, p) for name, p in named if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        matrices = [p for name, p in named if ".blocks." in name and p.ndim == 2]
+        rest = [p for name, p in named if not (".blocks." in name and p.ndim == 2)]
+        rate, decay = config.adam_rate, config.weight_decay
         self.parts: list[torch.optim.Optimizer]
         if config.optimizer == "adam":
-            self.rates = [config.adam_rate]
-            self.parts = [torch.optim.Adam(self.parameters, lr=config.adam_rate)]
+            self.rates = [rate]
+            self.parts = [torch.optim.Adam(self.parameters, lr=rate)]
             return
-        matrices, rest = [], []
-        for name, parameter in named:
-            if parameter.requires_grad:
-                inside = ".blocks." in name and parameter.ndim == 2
-                (matrices if inside else rest).append(parameter)
-        self.rates = [config.muon_rate, config.adam_rate]
-        self.parts = [
-            torch.optim.Muon(
-                matrices,
-                lr=config.muon_rate,
-                weight_decay=config.weight_decay,
-                momentum=0.95,
-                nesterov=True,
-            ),
-            torch.optim.AdamW(rest, lr=config.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
+        self.rates = [config.muon_rate if config.optimizer == "muon" else rate, rate]
+        if config.optimizer == "muon":
+            self.parts = [
+                Muon(
+                    matrices,
+                    lr=config.muon_rate,
+                    momentum=config.muon_momentum,
+                    weight_decay=decay,
+                    dtype=dtype,
+                )
+            ]
+        else:
+            self.parts = [torch.optim.AdamW(matrices, lr=rate, betas=BETAS, weight_decay=decay)]
+        self.parts.append(torch.optim.AdamW(rest, lr=rate, betas=BETAS, weight_decay=0.0))
 
     def step(self, share: float, clip: float) -> None:
         """Clips the joint gradient norm and steps at `share` of the rates."""
@@ -48,6 +54,11 @@ class Optimizers:
                 group["lr"] = rate * share
             part.step()
             part.zero_grad(set_to_none=True)
+
+    def multiply_in(self, dtype: torch.dtype) -> None:
+        for part in self.parts:
+            if isinstance(part, Muon):
+                part.dtype = dtype
 
     def state_dict(self) -> list[dict[str, object]]:
         return [part.state_dict() for part in self.parts]

@@ -11,11 +11,13 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from specdec.checkpoint import load_model
@@ -28,6 +30,7 @@ from train.data import Corpus
 from train.demonstration import demonstrate
 from train.objective import Aim, Losses, objective, random_starts
 from train.optimizer import Optimizers
+from train.precision import matrix_type
 from train.save import TrainingError, read_save, write_save
 from train.source import Packing
 from train.world import World
@@ -58,10 +61,12 @@ class Trainer:
                 by_file=config.split == "file",
                 validation_fraction=config.validation_fraction,
             ),
-            max(config.window, config.long_window if config.long_fraction else 0),
+            max(config.windows),
             directory / "data",
             config.data_limit,
+            config.test,
         )
+        self.dtype = matrix_type(config.dtype, device)
         torch.manual_seed(config.seed)
         self.model, self.prophet = _networks(config)
         self.model.to(device)
@@ -72,11 +77,17 @@ class Trainer:
             frozen=bool(config.frozen),
             prophet_weight=config.prophet_weight,
             prophet_loss=config.prophet_loss,
+            prophet_reach=config.prophet_reach,
         )
-        self.optimizers = Optimizers(config, self.model, self.prophet)
+        self.optimizers = Optimizers(config, self.dtype, self.model, self.prophet)
+        # validation and demonstration have shapes of their own: they stay uncompiled
+        self.forward: nn.Module = (
+            torch.compile(self.model, dynamic=False) if config.compile else self.model
+        )
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, Any]] = []
+        self.earlier: list[dict[str, Any]] = []
         self.best = math.inf
         self.stopping = False
 
@@ -96,8 +107,10 @@ class Trainer:
                     "config": self.config.to_json(),
                     "step": self.step,
                     "seconds": self.seconds,
+                    "dtype": str(self.dtype),
                     "best": self.best,
                     "curve": json.dumps(self.curve),
+                    "earlier": json.dumps(self.earlier),
                     "model": self.model.state_dict(),
                     "prophet": self.prophet.state_dict(),
                     "optimizers": self.optimizers.state_dict(),
@@ -105,8 +118,13 @@ class Trainer:
             )
 
     def resume(self) -> bool:
-        """Continues from the last save, if there is one; refuses one of another configuration."""
+        """Continues from the last save, if there is one; refuses one of another configuration.
+
+        Without one, begins with the weights and optimizer state of `start_from`, if given.
+        """
         if not self.save_path.exists():
+            if self.config.start_from:
+                self._start_from(Path(self.config.start_from) / "last.pt")
             return False
         state = read_save(self.save_path, self.device)
         if TrainConfig.from_json(state["config"]) != self.config:
@@ -114,13 +132,31 @@ class Trainer:
                 f"{self.save_path} was trained with another configuration; "
                 "give the flags of that run or another --out"
             )
+        self._take(state)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.best = state.get("best", math.inf)
+        self.curve, self.earlier = json.loads(state["curve"]), json.loads(state["earlier"])
+        return True
+
+    def _start_from(self, path: Path) -> None:
+        state = read_save(path, self.device)
+        config = TrainConfig.from_json(state["config"])
+        if config.shape != self.config.shape or config.optimizer != self.config.optimizer:
+            raise TrainingError(f"start_from: {path} has another shape or optimizer")
+        self._take(state)
+        self.earlier = [
+            *json.loads(state["earlier"]),
+            phase(config, state["step"], state["seconds"], state["dtype"]),
+        ]
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """Weights and optimizer state; what was measured as the faster type stays that."""
         self.model.load_state_dict(state["model"])
         self.prophet.load_state_dict(state["prophet"])
         self.optimizers.load_state_dict(state["optimizers"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.best = state.get("best", math.inf)
-        self.curve = json.loads(state["curve"])
-        return True
+        if self.config.dtype == "auto" and state["dtype"] != str(self.dtype):
+            self.dtype = getattr(torch, state["dtype"].removeprefix("torch."))
+            self.optimizers.multiply_in(self.dtype)
 
     def load_best(self) -> int:
         """Takes the weights of the best validation; returns their step."""
@@ -132,11 +168,11 @@ class Trainer:
         return int(state["step"])
 
     def autocast(self) -> AbstractContextManager[object]:
-        if self.config.dtype == "float32":
+        if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, self.dtype)
 
-    def losses(self, tokens: torch.Tensor, draw: int) -> Losses:
+    def losses(self, tokens: torch.Tensor, draw: int, model: nn.Module) -> Losses:
         config = self.config
         starts = torch.zeros(0, dtype=torch.int64)
         if config.starts:
@@ -144,7 +180,11 @@ class Trainer:
             starts = random_starts(config.seed, draw, tokens.shape[1], gamma, config.starts)
         with self.autocast():
             return objective(
-                self.model, self.prophet, tokens.to(self.device), starts.to(self.device), self.aim
+                model,
+                self.prophet,
+                tokens.to(self.device),
+                starts.to(self.device),
+                self.aim,
             )
 
     def train_step(self) -> Losses:
@@ -155,7 +195,7 @@ class Trainer:
         for batch in range(config.accumulate):
             draw = self.step * config.accumulate + batch
             tokens = self.world.share(self.corpus.batch(config.seed, draw, rows, length))
-            losses = self.losses(tokens, draw)
+            losses = self.losses(tokens, draw, self.forward)
             (losses.total / config.accumulate).backward()
             parts.append(losses)
         mean = _mean(parts, self.world)
@@ -177,7 +217,7 @@ class Trainer:
         for sample in self.corpus.validation:
             rows = sample.spread(config.validation_bytes, window)
             parts = rows.split(config.batch)
-            losses = [self.losses(part, 0) for part in parts]
+            losses = [self.losses(part, 0, self.model) for part in parts]
             sizes = torch.tensor([len(part) for part in parts]) / len(rows)
 
             def mean(
@@ -259,16 +299,32 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+def phase(config: TrainConfig, steps: int, seconds: float, dtype: str) -> dict[str, Any]:
+    """What a run did, in figures that its checkpoint can tell: files by name, not by path."""
+    record = asdict(config)
+    for name in ("data", "validation", "test"):
+        record[name] = [Path(path).name for path in record[name]]
+    for name in ("frozen", "start_from"):
+        record[name] = Path(record[name]).name
+    windows = (config.window_at(step) for step in range(steps))
+    return {
+        "config": record,
+        "steps": steps,
+        "bytes_seen": sum(rows * length for rows, length in windows) * config.accumulate,
+        "seconds": round(seconds),
+        "dtype": dtype.removeprefix("torch."),
+    }
+
+
 def _networks(config: TrainConfig) -> tuple[ByteLlama, AutoregressiveProphet]:
     shape = config.shape
     if not config.frozen:
         return ByteLlama(shape.model), AutoregressiveProphet(shape.prophet)
     model = load_model(Path(config.frozen))
     block = model.config.block
-    longest = max(config.window, config.long_window if config.long_fraction else 0)
-    if longest > model.config.max_position_embeddings:
+    if max(config.windows) > model.config.max_position_embeddings:
         raise ValueError(
-            f"window: {longest} exceeds the model's context of "
+            f"windows: {max(config.windows)} exceeds the model's context of "
             f"{model.config.max_position_embeddings}"
         )
     prophet = ProphetConfig(
