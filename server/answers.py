@@ -8,7 +8,15 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from server.messages import EngineInfo, Exactness, Finished, FinishReason, Mode, Submission
+from server.messages import (
+    EngineInfo,
+    Exactness,
+    Finished,
+    FinishReason,
+    Mode,
+    Progress,
+    Submission,
+)
 
 
 class Usage(BaseModel):
@@ -54,20 +62,38 @@ class TimingFigures(BaseModel):
         )
 
 
-class Piece(BaseModel):
-    """More output in a stream: `text` and `bytes` of all pieces add up to the answer's."""
+class Alternative(BaseModel):
+    byte: int
+    logprob: float
 
+
+class ByteScore(BaseModel):
+    """A byte of the output; the first of a text has no log-probability.  `top`: likeliest first."""
+
+    byte: int
+    logprob: float | None
+    top: list[Alternative]
+
+
+class Piece(BaseModel):
+    """More output in a stream: `text`, `bytes` and `logprobs` of all pieces of an index add up to
+    the answer's."""
+
+    index: int
     text: str
     bytes: str
+    logprobs: list[ByteScore] | None = None
 
 
 class Answer(BaseModel):
     """`bytes` is the output exactly, as base64; `text` the same with invalid UTF-8 replaced."""
 
     request_id: str
+    index: int
     model: str
     text: str
     bytes: str
+    logprobs: list[ByteScore] | None = None
     utf8_valid: bool
     finish_reason: FinishReason
     mode: Mode
@@ -76,6 +102,12 @@ class Answer(BaseModel):
     usage: Usage
     speculation: SpeculationFigures
     timing: TimingFigures
+
+
+class Answers(BaseModel):
+    """Where `n` is above 1."""
+
+    choices: list[Answer]
 
 
 class Version(BaseModel):
@@ -96,14 +128,17 @@ class Version(BaseModel):
 
 
 def answer_to(
-    submission: Submission, info: EngineInfo, finished: Finished, output: bytes
+    submission: Submission, index: int, info: EngineInfo, finished: Finished, output: bytes
 ) -> Answer:
-    """The answer whose whole output is `output`, that of `finished` included."""
+    """The answer whose whole output is `output`, that of `finished` included; the log-probabilities
+    are those of `finished`."""
     return Answer(
         request_id=submission.request_id,
+        index=index,
         model=info.model_name,
         text=output.decode(errors="replace"),
         bytes=base64.b64encode(output).decode(),
+        logprobs=scores_of(submission, finished),
         utf8_valid=is_utf8(output),
         finish_reason=finished.reason,
         mode=submission.mode,
@@ -115,6 +150,20 @@ def answer_to(
         speculation=SpeculationFigures.of(finished),
         timing=TimingFigures.of(finished),
     )
+
+
+def scores_of(submission: Submission, event: Progress | Finished) -> list[ByteScore] | None:
+    """The log-probabilities of an event's output, None where nobody wants them."""
+    if submission.logprobs is None:
+        return None
+    return [
+        ByteScore(
+            byte=item.byte,
+            logprob=item.logprob,
+            top=[Alternative(byte=byte, logprob=logprob) for byte, logprob in item.top],
+        )
+        for item in event.logprobs
+    ]
 
 
 def is_utf8(output: bytes) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
 from server.scheduler import Deliveries, Plan, Scheduler
-from specdec.decoder import LONGEST_CHUNK, Decoder, Job
+from specdec.decoder import LONGEST_CHUNK, Decoder, Job, RowResult
 
 logger = logging.getLogger(__name__)
 
@@ -154,15 +154,18 @@ class Engine:
                 refused += self._scheduler.fail([slot], str(error))
         drafts = {slot: n for slot, n in plan.drafts.items() if slot in self._open}
         chunks = {slot: n for slot, n in plan.chunks.items() if slot in self._open}
-        if not drafts and not chunks:
-            return refused
+        results: dict[int, RowResult] = {}
         try:
-            results = self._decoder.step(drafts, chunks)
+            for slot, source in plan.forks:
+                self._decoder.fork(source, slot)
+            if drafts or chunks:
+                results = self._decoder.step(drafts, chunks)
+                self._rounds += 1
         except Exception:
             logger.exception("a round failed")
             message = "a round failed; the server's log has the reason"
-            return refused + self._scheduler.fail([*drafts, *chunks], message)
-        self._rounds += 1
+            forked = (slot for slot, _ in plan.forks)
+            return refused + self._scheduler.fail([*forked, *drafts, *chunks], message)
         done = Plan(drafts=drafts, chunks=chunks)
         return refused + self._scheduler.apply(done, results, time.monotonic())
 
@@ -190,4 +193,6 @@ def _job(submission: Submission) -> Job:
         seed=submission.seed,
         draft_length=submission.draft_length,
         eos=submission.eos,
+        logprobs=submission.logprobs,
+        score_prompt=submission.scores_prompt,
     )

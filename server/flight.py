@@ -7,6 +7,8 @@ what they look like on the wire.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from itertools import chain
 
 from starlette.types import Receive
 
@@ -87,18 +89,19 @@ class Flight:
         self._arrived.clear()
         return events
 
-    async def outcome(self) -> list[tuple[Finished, bytes]]:
-        """The end and the whole output of each choice.  EngineError as soon as one has failed."""
-        outputs = [bytearray() for _ in range(self.choices)]
+    async def outcome(self) -> list[Finished]:
+        """The end of each choice, with its whole output.  EngineError as soon as one has failed."""
+        pieces: list[list[Progress]] = [[] for _ in range(self.choices)]
         ends: dict[int, Finished] = {}
         while len(ends) < self.choices:
             for choice, event in await self.next_events():
                 if isinstance(event, Failed):
                     raise EngineError(event.message)
-                outputs[choice] += event.output
                 if isinstance(event, Finished):
                     ends[choice] = event
-        return [(ends[choice], bytes(output)) for choice, output in enumerate(outputs)]
+                else:
+                    pieces[choice].append(event)
+        return [_whole(parts, ends[choice]) for choice, parts in enumerate(pieces)]
 
     def cancel(self) -> None:
         """Ends the choices that have not ended: of the others, the id may be another's by now."""
@@ -127,11 +130,21 @@ class Flight:
             self.cancel()
 
 
+def _whole(parts: list[Progress], end: Finished) -> Finished:
+    """The end with what came before it."""
+    every: list[Progress | Finished] = [*parts, end]
+    return replace(
+        end,
+        output=b"".join(part.output for part in every),
+        logprobs=tuple(chain.from_iterable(part.logprobs for part in every)),
+    )
+
+
 def joined(events: list[ChoiceEvent]) -> list[ChoiceEvent]:
     """The same output with each choice's `Progress` in one piece, and the ends behind them all.
 
     >>> joined([(7, Progress(b"a", 1.0)), (7, Progress(b"bc", 4.0))])
-    [(7, Progress(output=b'abc', seconds_per_byte=3.0))]
+    [(7, Progress(output=b'abc', seconds_per_byte=3.0, echo=False, logprobs=()))]
     """
     pieces: dict[int, list[Progress]] = {}
     ends: list[ChoiceEvent] = []
@@ -148,4 +161,5 @@ def _join(parts: list[Progress]) -> Progress:
         return parts[0]
     output = b"".join(part.output for part in parts)
     seconds = sum(part.seconds_per_byte * len(part.output) for part in parts)
-    return Progress(output, seconds / len(output))
+    logprobs = tuple(chain.from_iterable(part.logprobs for part in parts))
+    return Progress(output, seconds / len(output), logprobs=logprobs)

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from specdec.logprobs import ByteLogprob
 from specdec.sampling import SamplingParams
 
 
@@ -40,7 +41,8 @@ class Submission:
     `mode` is base or speculative: what auto means is decided before.  `draft_length` is 0 for
     base.  `stops` are byte strings that end the output and are left out of it; `eos` is the
     model's end-of-document byte unless the request ignores it.  `timeout_s` after it was submitted
-    the request ends with what it has, waiting or running.
+    the request ends with what it has, waiting or running.  With `echo` the output begins with the
+    prompt.  `logprobs` wants log-probabilities of the output, and of so many alternatives.
     """
 
     request_id: str
@@ -53,6 +55,12 @@ class Submission:
     eos: int | None
     stops: tuple[bytes, ...] = ()
     timeout_s: float = math.inf
+    echo: bool = False
+    logprobs: int | None = None
+
+    @property
+    def scores_prompt(self) -> bool:
+        return self.echo and self.logprobs is not None
 
 
 @dataclass(frozen=True)
@@ -81,17 +89,23 @@ class Timing:
 
 @dataclass(frozen=True)
 class Progress:
-    """More output, in order, never empty; `seconds_per_byte` is amortised over its round."""
+    """More output, in order, never empty; `seconds_per_byte` is amortised over its round.
+
+    `echo`: it is the prompt.  `logprobs`, if wanted, one for each byte.
+    """
 
     output: bytes
     seconds_per_byte: float
+    echo: bool = False
+    logprobs: tuple[ByteLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finished:
     """The end: what output was still held back, why, and the figures of the whole request.
 
-    `completion_tokens` counts every byte of output, those of earlier `Progress` included.
+    `completion_tokens` counts every byte of output, those of earlier `Progress` included but for
+    an echoed prompt.
     """
 
     output: bytes
@@ -99,6 +113,7 @@ class Finished:
     completion_tokens: int
     speculation: Speculation = field(default_factory=Speculation)
     timing: Timing = field(default_factory=Timing)
+    logprobs: tuple[ByteLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

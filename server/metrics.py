@@ -120,6 +120,8 @@ class RequestMeter:
         if isinstance(event, Failed):
             self._metrics.finished.labels(_ERROR, self._submission.mode).inc()
             return
+        if isinstance(event, Progress) and event.echo:
+            return
         self._generation_tokens.inc(len(event.output))
         if event.output and self._silent:
             self._silent = False

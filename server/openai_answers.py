@@ -1,5 +1,6 @@
 """What /v1 answers: OpenAI's shapes, whole and in chunks, and ours under the key `specdec`."""
 
+import codecs
 import time
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -18,6 +19,7 @@ from server.messages import (
     Submission,
 )
 from server.streaming import OutputEncoder, server_sent_event
+from specdec.logprobs import ByteLogprob
 
 
 class Model(BaseModel):
@@ -33,6 +35,16 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class CompletionLogprobs(BaseModel):
+    """One entry a byte: ASCII as a character, other bytes as `bytes:\\x` and two digits; the
+    index in the text of the character that it belongs to."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
 class CompletionChoice(BaseModel):
     """`bytes` is the output exactly, as base64; `text` the same with invalid UTF-8 replaced."""
 
@@ -40,7 +52,7 @@ class CompletionChoice(BaseModel):
     text: str
     bytes: str
     finish_reason: FinishReason | None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
 
 
 class CompletionUsage(BaseModel):
@@ -91,26 +103,27 @@ class CompletionForm:
         self._include_usage = include_usage
         self._created = int(time.time())
         self._encoders = [OutputEncoder() for _ in submissions]
+        self._offsets = [_Offsets() for _ in submissions]
         self._outputs = [bytearray() for _ in submissions]
         self._completion_tokens = 0
 
-    def whole(self, outcome: Sequence[tuple[Finished, bytes]]) -> Completion:
+    def whole(self, outcome: Sequence[Finished]) -> Completion:
         choices = []
         figures = []
-        for index, (finished, output) in enumerate(outcome):
-            choices.append(self._choice(index, output, finished))
-            figures.append(self._figures(index, finished, output))
+        for index, finished in enumerate(outcome):
+            choices.append(self._choice(index, finished))
+            figures.append(self._figures(index, finished, finished.output))
             self._completion_tokens += finished.completion_tokens
         return self._completion(choices, self._usage(), figures)
 
     def piece(self, choice: int, event: Progress | Finished) -> Iterator[bytes]:
         self._outputs[choice] += event.output
         if isinstance(event, Progress):
-            yield self._chunk(self._completion([self._choice(choice, event.output)]))
+            yield self._chunk(self._completion([self._choice(choice, event)]))
             return
         self._completion_tokens += event.completion_tokens
         figures = self._figures(choice, event, bytes(self._outputs[choice]))
-        last = self._choice(choice, event.output, event)
+        last = self._choice(choice, event)
         yield self._chunk(self._completion([last], None, [figures]))
 
     def error(self, error: ApiError) -> Iterator[bytes]:
@@ -150,15 +163,27 @@ class CompletionForm:
             specdec=extras or None,
         )
 
-    def _choice(
-        self, index: int, output: bytes, finished: Finished | None = None
-    ) -> CompletionChoice:
-        encoded = self._encoders[index].encode(output, final=finished is not None)
+    def _choice(self, index: int, event: Progress | Finished) -> CompletionChoice:
+        finished = isinstance(event, Finished)
+        encoded = self._encoders[index].encode(event.output, final=finished)
         return CompletionChoice(
             index=index,
             text=encoded["text"],
             bytes=encoded["bytes"],
-            finish_reason=finished.reason if finished else None,
+            finish_reason=event.reason if isinstance(event, Finished) else None,
+            logprobs=self._logprobs(index, event),
+        )
+
+    def _logprobs(self, index: int, event: Progress | Finished) -> CompletionLogprobs | None:
+        if self._submissions[index].logprobs is None:
+            return None
+        return CompletionLogprobs(
+            tokens=[_token(item.byte) for item in event.logprobs],
+            token_logprobs=[item.logprob for item in event.logprobs],
+            top_logprobs=[
+                None if item.logprob is None else _by_token(item) for item in event.logprobs
+            ],
+            text_offset=[self._offsets[index].of(item.byte) for item in event.logprobs],
         )
 
     def _figures(self, index: int, finished: Finished, output: bytes) -> ChoiceFigures:
@@ -176,6 +201,29 @@ class CompletionForm:
         return CompletionUsage(
             prompt_tokens=prompts, completion_tokens=written, total_tokens=prompts + written
         )
+
+
+class _Offsets:
+    """Where in a text the character of each byte is, byte by byte."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._characters = 0
+
+    def of(self, byte: int) -> int:
+        self._characters += len(self._decoder.decode(bytes([byte])))
+        unfinished = bool(self._decoder.getstate()[0])
+        return self._characters if unfinished else self._characters - 1
+
+
+def _by_token(item: ByteLogprob) -> dict[str, float]:
+    """The alternatives, and the byte itself where it is not among them, as OpenAI does it."""
+    chosen = [] if item.logprob is None else [(item.byte, item.logprob)]
+    return {_token(byte): logprob for byte, logprob in [*item.top, *chosen]}
+
+
+def _token(byte: int) -> str:
+    return chr(byte) if byte < 0x80 else f"bytes:\\x{byte:02x}"
 
 
 _DONE = b"data: [DONE]\n\n"

@@ -28,6 +28,8 @@ router = APIRouter(prefix="/v1")
         text={"prompt": "The ", "max_tokens": 64, "temperature": 0},
         texts={"prompt": ["def ", "class "], "seed": 1, "stop": ["\n\n"]},
         bytes={"prompt": [0, 1, 255], "logit_bias": {"10": -100}},
+        several={"prompt": "import ", "n": 4, "seed": 1, "logprobs": 2},
+        score={"prompt": "import os", "max_tokens": 0, "echo": True, "logprobs": 3},
         stream={"prompt": "a", "stream": True, "stream_options": {"include_usage": True}},
     ),
 )

@@ -14,6 +14,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from server.fields import NotYet, Prompts, wrong
 from server.schemas import DecodingRequest
@@ -53,14 +54,13 @@ class CompletionRequest(DecodingRequest):
         "end-of-document byte.",
     )
     max_tokens: int | None = Field(
-        None, ge=1, description="Most bytes to write; left out, 16 or what room is left."
+        None,
+        ge=0,
+        description="Most bytes to write; left out, 16 or what room is left. 0 goes with echo.",
     )
     stream_options: StreamOptions | None = Field(None, description="Goes with stream.")
     user: str | None = Field(None, description="Accepted, and without any effect.")
-    n: Annotated[Literal[1], NotYet] = 1
-    best_of: Annotated[Literal[1], NotYet] = 1
-    echo: Annotated[Literal[False], NotYet] = False
-    logprobs: Annotated[None, NotYet] = None
+    best_of: int = Field(1, ge=1, description="Must be n or 1: nothing is chosen among outputs.")
     suffix: Annotated[None, NotYet] = None
 
     @field_validator("*", mode="wrap")
@@ -70,6 +70,14 @@ class CompletionRequest(DecodingRequest):
     ) -> object:
         assert info.field_name is not None
         return cls.model_fields[info.field_name].default if value is None else validate(value)
+
+    @model_validator(mode="after")
+    def _check_best_of(self) -> Self:
+        if self.best_of not in (1, self.n):
+            raise PydanticCustomError(
+                "not_supported", "best_of other than n is not supported", {"param": "best_of"}
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:

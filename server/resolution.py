@@ -37,6 +37,8 @@ def resolve(
             eos=None if request.ignore_eos else info.eos,
             stops=request.stops,
             timeout_s=timeout_s,
+            echo=request.echo,
+            logprobs=request.logprobs,
         )
         for choice, prompt in enumerate(prompts)
     ]
@@ -52,18 +54,20 @@ def shifted_seed(seed: int, choice: int) -> int:
 
 
 def _prompts(request: DecodingRequest, info: EngineInfo) -> list[bytes]:
-    """The prompts, an empty one being the end-of-document byte."""
+    """The prompt of each choice, an empty one being the end-of-document byte."""
     if info.eos is None and not all(request.prompts):
         field = request.prompt_field
         message = "must not be empty: the model declares no end-of-document byte"
         raise InvalidField(f"{field}: {message}", field)
-    return [prompt or bytes([info.eos or 0]) for prompt in request.prompts]
+    return [
+        prompt or bytes([info.eos or 0]) for prompt in request.prompts for _ in range(request.n)
+    ]
 
 
 def _max_tokens(request: DecodingRequest, prompt_tokens: int, context: int) -> int:
     room = context - prompt_tokens
     code = "context_length_exceeded"
-    if room < 1:
+    if room < (request.max_tokens != 0):
         message = f"{prompt_tokens} bytes leave no room in the context of {context}"
         raise Impossible(f"{request.prompt_field}: {message}", request.prompt_field, code)
     if request.max_tokens is None:

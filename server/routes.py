@@ -1,6 +1,6 @@
 """The endpoints of this server's own: /generate and what operators ask."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated
@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server.answers import Answer, Piece, Version, answer_to
+from server.answers import Answer, Answers, Piece, Version, answer_to, scores_of
 from server.errors import ApiError
 from server.intake import accept
 from server.messages import EngineInfo, Finished, Progress, Submission
@@ -31,22 +31,25 @@ ServiceOf = Annotated[Service, Depends(_service)]
 
 
 class _AnswerForm:
-    """An event for each piece of output; the last is the answer, with what was left to send."""
+    """An event for each piece of output; the last of a choice is its answer, with what was left."""
 
-    def __init__(self, submission: Submission, info: EngineInfo) -> None:
-        self._submission = submission
+    def __init__(self, submissions: Sequence[Submission], info: EngineInfo) -> None:
+        self._submissions = submissions
         self._info = info
-        self._encoder = OutputEncoder()
-        self._output = bytearray()
+        self._encoders = [OutputEncoder() for _ in submissions]
+        self._outputs = [bytearray() for _ in submissions]
 
     def piece(self, choice: int, event: Progress | Finished) -> Iterator[bytes]:
-        self._output += event.output
-        encoded = self._encoder.encode(event.output, final=isinstance(event, Finished))
-        if isinstance(event, Progress):
-            yield server_sent_event(encoded)
-        else:
-            answer = answer_to(self._submission, self._info, event, bytes(self._output))
+        submission, output = self._submissions[choice], self._outputs[choice]
+        output += event.output
+        encoded = self._encoders[choice].encode(event.output, final=isinstance(event, Finished))
+        if isinstance(event, Finished):
+            answer = answer_to(submission, choice, self._info, event, bytes(output))
             yield server_sent_event({**answer.model_dump(mode="json"), **encoded})
+        else:
+            piece = Piece(index=choice, logprobs=scores_of(submission, event), **encoded)
+            absent = {"logprobs"} if piece.logprobs is None else None
+            yield server_sent_event(piece.model_dump(mode="json", exclude=absent))
 
     def error(self, error: ApiError) -> Iterator[bytes]:
         yield server_sent_event(error.envelope)
@@ -57,7 +60,7 @@ class _AnswerForm:
 
 @router.post(
     "/generate",
-    response_model=Answer,
+    response_model=Answer | Answers,
     responses={
         200: documented_events(Piece, Answer),
         **documented_errors(400, 401, 409, 413, 415, 422, 429, 500, 503),
@@ -67,23 +70,30 @@ class _AnswerForm:
         text={"prompt": "The ", "max_tokens": 64, "temperature": 0},
         bytes={"prompt_bytes": "AAH/", "max_tokens": 16, "seed": 1, "stop_bytes": ["AA=="]},
         stream={"prompt": "def ", "top_p": 0.9, "stop": ["\n\n"], "stream": True},
+        several={"prompt": "import ", "n": 4, "seed": 1},
+        score={"prompt": "import os", "max_tokens": 0, "echo": True, "logprobs": 3},
     ),
 )
 async def generate(request: Request, service: ServiceOf) -> Response:
     """Continue a text.
 
-    With `stream`, an event for each piece of output, `text` and `bytes`; the last has the answer's
-    other fields too.
+    With `n` above 1, an object of `choices`, an answer each.  With `stream`, an event for each
+    piece of output, `index`, `text` and `bytes`; the last of an index has the answer's other
+    fields too.
     """
     accepted = await accept(request, service, GenerateRequest)
     asked, flight, info = accepted.asked, accepted.flight, accepted.info
-    (submission,) = accepted.submissions
+    submissions = accepted.submissions
     if asked.stream:
-        form = _AnswerForm(submission, info)
+        form = _AnswerForm(submissions, info)
         return EventStream(flight, form, accepted.headers, asked.stream_interval)
     async with flight.cancelled_without_client(request.receive):
-        ((finished, output),) = await flight.outcome()
-    answer = answer_to(submission, info, finished, output)
+        outcome = await flight.outcome()
+    answers = [
+        answer_to(submission, index, info, finished, finished.output)
+        for index, (submission, finished) in enumerate(zip(submissions, outcome, strict=True))
+    ]
+    answer = answers[0] if asked.n == 1 else Answers(choices=answers)
     return JSONResponse(answer.model_dump(mode="json"), headers=accepted.headers)
 
 

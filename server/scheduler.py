@@ -1,8 +1,9 @@
 """Who decodes in which slot this round: plain Python, no tensors, no threads, no clock.
 
 First come, first served.  Rows join and leave at every round; prompts are consumed in chunks that
-share rounds with decoding, at most `chunk` bytes of prompt in a round.  The engine carries out a
-`Plan` and hands back what each row got; the scheduler turns that into the requests' events.
+share rounds with decoding, at most `chunk` bytes of prompt in a round.  A row whose prompt another
+one is about to consume waits for it and forks off.  The engine carries out a `Plan` and hands back
+what each row got; the scheduler turns that into the requests' events.
 """
 
 import math
@@ -22,6 +23,7 @@ from server.messages import (
 )
 from server.stops import StopMatcher
 from specdec.decoder import RowResult
+from specdec.logprobs import ByteLogprob
 
 Deliveries = list[tuple[str, Event]]
 """(request_id, event) pairs, in order."""
@@ -29,16 +31,18 @@ Deliveries = list[tuple[str, Event]]
 
 @dataclass(frozen=True)
 class Plan:
-    """One round: slots to free, rows to open in slots, drafts and prompt bytes by slot."""
+    """One round: slots to free, rows to open in slots, slots that take over what another has
+    consumed (slot, source), drafts and prompt bytes by slot."""
 
     close: tuple[int, ...] = ()
     open: tuple[tuple[int, Submission], ...] = ()
+    forks: tuple[tuple[int, int], ...] = ()
     drafts: Mapping[int, int] = field(default_factory=dict)
     chunks: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
-        return not (self.close or self.open or self.drafts or self.chunks)
+        return not (self.close or self.open or self.forks or self.drafts or self.chunks)
 
 
 class _Row:
@@ -53,11 +57,34 @@ class _Row:
         self.generated = self.released = 0
         self.rounds = self.drafts = self.drafted = self.accepted = 0
         self.per_position = [0] * submission.draft_length
+        self.started = False
+        self.leader: int | None = None
+        """The slot that consumes the same prompt, while this row waits for it."""
+        self.prompt_logprobs = [ByteLogprob(submission.prompt[0], None)]
+        self.held_logprobs: list[ByteLogprob] = []
+        """Of output that the matcher holds back."""
+
+    def begin_decoding(self, now: float) -> None:
+        self.to_prefill = 0
+        self.decoding = self.emitted = now
+
+    def start(self, now: float) -> list[Event]:
+        """The events of having consumed the prompt."""
+        self.started = True
+        submission = self.submission
+        events: list[Event] = []
+        if submission.echo:
+            scores = tuple(self.prompt_logprobs) if submission.scores_prompt else ()
+            events.append(Progress(submission.prompt, 0.0, echo=True, logprobs=scores))
+        if not submission.max_tokens:
+            events.append(self.finish(FinishReason.LENGTH, now))
+        return events
 
     def take(self, result: RowResult, now: float) -> list[Event]:
         """The events of one round; the last is `Finished` if it ended the request."""
         submission = self.submission
         fresh = result.output[:-1] if result.ended else result.output
+        self.held_logprobs += result.logprobs[: len(fresh)]
         output, stopped = self.matcher.feed(fresh)
         # what lies behind a stop counts neither as output nor as accepted
         accepted = min(result.accepted, len(result.output) - self.matcher.surplus)
@@ -82,12 +109,20 @@ class _Row:
         return [self._progress(output, seconds_per_byte)] if output else []
 
     def _progress(self, output: bytes, seconds_per_byte: float) -> Progress:
+        return Progress(output, seconds_per_byte, logprobs=self._release(output))
+
+    def _release(self, output: bytes) -> tuple[ByteLogprob, ...]:
+        """Counts output on its way out; its log-probabilities, if wanted."""
         self.released += len(output)
-        return Progress(output, seconds_per_byte)
+        scores, self.held_logprobs = (
+            tuple(self.held_logprobs[: len(output)]),
+            self.held_logprobs[len(output) :],
+        )
+        return scores
 
     def finish(self, reason: FinishReason, now: float) -> Finished:
         held = self.matcher.flush()
-        self.released += len(held)
+        scores = self._release(held)
         decoding = now if self.to_prefill else self.decoding
         return Finished(
             output=held,
@@ -101,6 +136,7 @@ class _Row:
                 prefill_s=decoding - self.admitted,
                 decode_s=now - decoding,
             ),
+            logprobs=scores,
         )
 
 
@@ -165,17 +201,35 @@ class Scheduler:
         while self._free and self._waiting:
             slot, row = self._free.pop(), self._waiting.popleft()
             row.admitted = row.decoding = now
+            row.leader = self._leader_of(row)
             self._running[slot] = row
             opening.append((slot, row.submission))
-        drafts, chunks, budget = {}, {}, self._chunk
+        forks, drafts, chunks, budget = [], {}, {}, self._chunk
         # dictionaries keep the order of admission: the first to come prefills first
         for slot, row in self._running.items():
-            if not row.to_prefill:
+            if row.leader is not None:
+                if self._running[row.leader].to_prefill:
+                    continue
+                forks.append((slot, row.leader))
+                row.leader = None
+                row.begin_decoding(now)
+            if row.to_prefill:
+                if budget:
+                    chunks[slot] = min(budget, row.to_prefill)
+                    budget -= chunks[slot]
+            elif row.submission.max_tokens:
                 drafts[slot] = row.submission.draft_length
-            elif budget:
-                chunks[slot] = min(budget, row.to_prefill)
-                budget -= chunks[slot]
-        return Plan(closing, tuple(opening), drafts, chunks)
+        return Plan(closing, tuple(opening), tuple(forks), drafts, chunks)
+
+    def _leader_of(self, row: _Row) -> int | None:
+        """The slot of a row that consumes the same prompt and has not consumed it all."""
+        if not row.to_prefill or row.submission.scores_prompt:
+            return None
+        for slot, other in self._running.items():
+            same = other.submission.prompt == row.submission.prompt
+            if same and other.to_prefill and other.leader is None:
+                return slot
+        return None
 
     def apply(self, plan: Plan, results: Mapping[int, RowResult], now: float) -> Deliveries:
         """Takes a round's results; finished rows leave and their slots are freed."""
@@ -183,11 +237,17 @@ class Scheduler:
         for slot, size in plan.chunks.items():
             row = self._running[slot]
             row.to_prefill -= size
+            if slot in results:
+                row.prompt_logprobs += results[slot].logprobs
             if not row.to_prefill:
-                row.decoding = row.emitted = now
-        for slot, result in results.items():
-            row = self._running[slot]
-            events = row.take(result, now)
+                row.begin_decoding(now)
+        for slot, row in list(self._running.items()):
+            events: list[Event] = []
+            # a row that forks has consumed its prompt before this round
+            if not row.started and not row.to_prefill:
+                events += row.start(now)
+            if slot in results and slot not in plan.chunks:
+                events += row.take(results[slot], now)
             deliveries += [(row.submission.request_id, event) for event in events]
             if events and isinstance(events[-1], Finished):
                 self._release(slot)
@@ -213,3 +273,6 @@ class Scheduler:
     def _release(self, slot: int) -> None:
         del self._running[slot]
         self._closing.append(slot)
+        for row in self._running.values():
+            if row.leader == slot:
+                row.leader = None

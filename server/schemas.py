@@ -5,14 +5,17 @@ Knows what is wrong with a request whatever the model; what a given model makes 
 """
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.fields import Base64, LogitBias, NotYet, OneOrMany, wrong
+from server.fields import Base64, LogitBias, OneOrMany, wrong
 from server.messages import Mode
 from specdec.sampling import SamplingParams
 
+MAX_N = 128
+MAX_CHOICES = 1024
+MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 REQUEST_ID_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
@@ -28,7 +31,9 @@ class DecodingRequest(BaseModel):
     default_max_tokens: ClassVar[int] = 256
 
     max_tokens: int | None = Field(
-        None, ge=1, description="Most bytes to write; left out, 256 or what room is left."
+        None,
+        ge=0,
+        description="Most bytes to write; left out, 256 or what room is left. 0 goes with echo.",
     )
     min_tokens: int = Field(
         _NEUTRAL.min_tokens, ge=0, description="Bytes before which the document may not end."
@@ -70,6 +75,17 @@ class DecodingRequest(BaseModel):
     stop_bytes: Annotated[tuple[Base64, ...], OneOrMany] = Field(
         (), description="The same as base64; up to 16 of both kinds, of 256 bytes each."
     )
+    n: int = Field(
+        1, ge=1, le=MAX_N, description="Outputs for each prompt; the seeds are seed, seed + 1, …"
+    )
+    echo: bool = Field(False, description="Begin the output with the prompt.")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Tell the model's log-probability, sampling parameters aside, of each byte of "
+        "the output, and those of so many likeliest bytes.",
+    )
     ignore_eos: bool = Field(False, description="Do not end at the end-of-document byte.")
     mode: Mode | None = Field(
         None, description="Decode path; the output is the same. Left out, the server's default."
@@ -101,6 +117,10 @@ class DecodingRequest(BaseModel):
         if len(self.stops) > MAX_STOPS:
             param = "stop" if len(self.stop) > MAX_STOPS else "stop_bytes"
             raise wrong(param, "at most 16 of stop and stop_bytes together")
+        if self.max_tokens == 0 and not self.echo:
+            raise wrong("max_tokens", "0 goes with echo only")
+        if self.n * len(self.prompts) > MAX_CHOICES:
+            raise wrong("n", "at most 1024 outputs, n of each prompt")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise wrong("min_tokens", "must not be above max_tokens")
         if self.draft_length is not None and self.mode is Mode.BASE:
@@ -166,9 +186,6 @@ class GenerateRequest(DecodingRequest):
         None, description="Text to continue, as UTF-8. If empty, the end-of-document byte."
     )
     prompt_bytes: Base64 | None = Field(None, description="Bytes to continue, as base64.")
-    n: Annotated[Literal[1], NotYet] = 1
-    echo: Annotated[Literal[False], NotYet] = False
-    logprobs: Annotated[None, NotYet] = None
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:

@@ -14,6 +14,7 @@ import torch
 
 from specdec.attention import LONGEST_SPAN
 from specdec.drafter import Drafter
+from specdec.logprobs import ByteLogprob
 from specdec.round import Emitted, Group, Prefill, Shapes, SlotModel, run_round
 from specdec.sampling import Features, SamplingParams
 from specdec.state import SlotState
@@ -24,7 +25,11 @@ LONGEST_CHUNK = LONGEST_SPAN
 
 @dataclass(frozen=True)
 class Job:
-    """One text to continue: at most `max_tokens` bytes after the prompt (at least one byte)."""
+    """One text to continue: at most `max_tokens` bytes after the prompt (at least one byte).
+
+    With `logprobs` the output's log-probabilities are given, and of so many alternatives; with
+    `score_prompt` the prompt's too.  With 0 `max_tokens` the prompt is consumed and that is all.
+    """
 
     prompt: bytes
     max_tokens: int
@@ -32,16 +37,23 @@ class Job:
     seed: int = 0
     draft_length: int = 0
     eos: int | None = None
+    logprobs: int | None = None
+    score_prompt: bool = False
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """What one row got from a round.  `ended`: its last byte is the end-of-document byte."""
+    """What one row got from a round.  `ended`: its last byte is the end-of-document byte.
+
+    `logprobs`, if wanted, are those of `output`, or of prompt bytes for a row that consumed some:
+    of the bytes that follow those consumed.
+    """
 
     output: bytes
     drafted: int
     accepted: int
     ended: bool
+    logprobs: tuple[ByteLogprob, ...] = ()
 
 
 Model = TypeVar("Model", bound=SlotModel)
@@ -73,8 +85,10 @@ class Decoder(Generic[Model]):
             raise ValueError(f"slot {slot} is taken")
         if not job.prompt:
             raise ValueError("a prompt of no bytes cannot be continued")
-        if job.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, not {job.max_tokens}")
+        if job.max_tokens < 0:
+            raise ValueError(f"max_tokens must be at least 0, not {job.max_tokens}")
+        if job.score_prompt and job.logprobs is None:
+            raise ValueError("score_prompt needs logprobs")
         end = len(job.prompt) + job.max_tokens
         if end > self.context:
             raise ValueError(
@@ -92,6 +106,21 @@ class Decoder(Generic[Model]):
         """Frees a slot, done or not."""
         self._rows[slot] = None
 
+    def fork(self, source: int, slot: int) -> None:
+        """Spares a fresh slot its prompt: what `source` has consumed of the same one is copied.
+
+        ValueError where the prompts differ, or the source has begun to decode.
+        """
+        parent, row = self._row(source), self._row(slot)
+        if parent.job.prompt != row.job.prompt:
+            raise ValueError(f"slots {source} and {slot} have different prompts")
+        if row.consumed or parent.length >= len(parent.job.prompt):
+            raise ValueError(f"slot {slot} cannot begin where slot {source} is")
+        self.model.copy(source, slot, parent.consumed)
+        if self.drafter is not None:
+            self.drafter.copy(source, slot, parent.consumed)
+        row.consumed = parent.consumed
+
     def to_prefill(self, slot: int) -> int:
         """Prompt bytes that the slot must consume before it decodes (the last is a round's)."""
         row = self._row(slot)
@@ -101,7 +130,8 @@ class Decoder(Generic[Model]):
         self, drafts: Mapping[int, int], chunks: Mapping[int, int] | None = None
     ) -> dict[int, RowResult]:
         """One round: slots of `drafts` decode with so many drafts (0: plain), slots of `chunks`
-        consume so many bytes of their prompt.  Returns what each decoding slot got.
+        consume so many bytes of their prompt.  Returns what each decoding slot got, and each that
+        scores its prompt.
 
         A row drafts no further than its last byte, whatever is asked.
         """
@@ -116,16 +146,22 @@ class Decoder(Generic[Model]):
                 self.state.refill_noise(members, lengths, width)
             index = torch.tensor(members, device=self.device)
             self.state.draft_length[index] = width - 1
-            groups.append(Group(index, width, features))
+            wanted = max(_alternatives(self._row(slot).job) for slot in members)
+            groups.append(Group(index, width, features, wanted))
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
-        emitted = run_round(
+        done = run_round(
             self.model, self.drafter, self.state, Shapes(tuple(groups), tuple(prefills))
         )
-        for slot, size in (chunks or {}).items():
-            self._row(slot).consumed += size
         results: dict[int, RowResult] = {}
-        for (width, members), group in zip(planned, emitted, strict=True):
+        for (width, members), group in zip(planned, done.groups, strict=True):
             results.update(self._results(members, width - 1, group))
+        for (slot, size), scored in zip((chunks or {}).items(), done.prefills, strict=True):
+            row = self._row(slot)
+            if scored is not None:
+                following = row.job.prompt[row.consumed + 1 : row.consumed + 1 + size]
+                logprobs = scored.records(0, following, _alternatives(row.job))
+                results[slot] = RowResult(b"", 0, 0, ended=False, logprobs=logprobs)
+            row.consumed += size
         return results
 
     def _row(self, slot: int) -> "_Row":
@@ -153,7 +189,12 @@ class Decoder(Generic[Model]):
             raise ValueError(f"slot {slot} cannot consume {size} bytes of its prompt")
         part = row.job.prompt[row.consumed : row.consumed + size]
         tokens = torch.tensor(list(part), device=self.device)
-        return Prefill(torch.tensor([slot], device=self.device), tokens, row.consumed)
+        following = None
+        if row.job.score_prompt:
+            after = row.job.prompt[row.consumed + 1 : row.consumed + 1 + size]
+            following = torch.tensor(list(after), device=self.device)
+        index = torch.tensor([slot], device=self.device)
+        return Prefill(index, tokens, row.consumed, following, max(0, _alternatives(row.job)))
 
     def _results(
         self, members: Sequence[int], drafted: int, group: Emitted
@@ -167,10 +208,19 @@ class Decoder(Generic[Model]):
             strict=True,
         )
         results = {}
-        for slot, tokens, count, accepted, ended in rows:
-            self._row(slot).length += count
-            results[slot] = RowResult(bytes(tokens[:count]), drafted, accepted, ended)
+        for index, (slot, tokens, count, accepted, ended) in enumerate(rows):
+            row, output = self._row(slot), bytes(tokens[:count])
+            row.length += count
+            logprobs: tuple[ByteLogprob, ...] = ()
+            if group.logprobs is not None and row.job.logprobs is not None:
+                logprobs = group.logprobs.records(index, output, row.job.logprobs)
+            results[slot] = RowResult(output, drafted, accepted, ended, logprobs)
         return results
+
+
+def _alternatives(job: Job) -> int:
+    """-1 where no log-probabilities are wanted."""
+    return -1 if job.logprobs is None else job.logprobs
 
 
 class _Row:
@@ -187,6 +237,8 @@ class Output:
     """A finished job: what each of its rounds gave."""
 
     results: list[RowResult] = field(default_factory=list)
+    prompt_logprobs: tuple[ByteLogprob, ...] = ()
+    """Of the prompt's bytes from its second on, if wanted."""
 
     @property
     def output(self) -> bytes:
@@ -227,10 +279,16 @@ def generate(decoder: Decoder[Any], jobs: Sequence[Job]) -> list[Output]:
         decoder.open(slot, job)
     try:
         while running:
+            if done := {s for s in running if not (jobs[s].max_tokens or decoder.to_prefill(s))}:
+                running -= done
+                continue
             chunks = {s: min(LONGEST_CHUNK, decoder.to_prefill(s)) for s in sorted(running)}
             chunks = {slot: size for slot, size in chunks.items() if size}
             drafts = {s: jobs[s].draft_length for s in sorted(running) if s not in chunks}
             for slot, result in decoder.step(drafts, chunks).items():
+                if slot in chunks:
+                    outputs[slot].prompt_logprobs += result.logprobs
+                    continue
                 outputs[slot].results.append(result)
                 emitted[slot] += len(result.output)
                 if result.ended or emitted[slot] == jobs[slot].max_tokens:

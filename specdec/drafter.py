@@ -33,6 +33,9 @@ class Drafter(Protocol):
         Of row i the first advance[i] are committed; the rest are rejected drafts.
         """
 
+    def copy(self, source: int, target: int, places: int) -> None:
+        """Makes slot `target` know what `source` knows, which is the first `places` of a text."""
+
     def draft(self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, pick: Pick) -> Tensor:
         """Bytes [c, γ] that may follow last [c], the byte at index length [c] of each row."""
 
@@ -77,6 +80,9 @@ class AutoregressiveDrafter:
         known = torch.cat((self.states[slots], hidden.to(self.states.dtype)), 1)
         index = (advance[:, None] + self.offsets)[..., None].expand(-1, -1, known.shape[2])
         self.states[slots] = known.gather(1, index)
+
+    def copy(self, source: int, target: int, places: int) -> None:
+        self.states[target] = self.states[source]
 
     @torch.no_grad()
     def draft(self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, pick: Pick) -> Tensor:

@@ -148,6 +148,11 @@ class PackedModel:
     def cache_bytes(self) -> int:
         return 2 * self.keys.numel() * self.keys.element_size()
 
+    def copy(self, source: int, target: int, places: int) -> None:
+        """Gives slot `target` the first `places` of the cache of `source`."""
+        for cache in (self.keys, self.values):
+            cache[:, target, :, :places] = cache[:, source, :, :places]
+
     @torch.no_grad()
     def forward(
         self, tokens: Tensor, slot: Tensor, position: Tensor, write_index: Tensor, groups: Groups

@@ -11,7 +11,7 @@ model's own choice, so the bytes that a round emits are those of plain decoding:
 c rows of a group, γ drafts, W = γ + 1 rows verified for each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from specdec.attention import Groups
 from specdec.config import VOCAB_SIZE
 from specdec.drafter import Drafter
+from specdec.logprobs import Logprobs, logprobs_of
 from specdec.sampling import Features, SamplingRows, choose
 from specdec.state import SlotState
 
@@ -32,26 +33,35 @@ class SlotModel(Protocol):
         self, tokens: Tensor, slot: Tensor, position: Tensor, write_index: Tensor, groups: Groups
     ) -> tuple[Tensor, Tensor]: ...
 
+    def copy(self, source: int, target: int, places: int) -> None: ...
+
 
 @dataclass(frozen=True)
 class Group:
     """Rows that decode with the same number of drafts at most.
 
-    slots [c]; `width` is W.  A row's own `draft_length` may be shorter than W-1.
+    slots [c]; `width` is W.  A row's own `draft_length` may be shorter than W-1.  Of so many
+    `alternatives` the log-probabilities are given, of none below 0.
     """
 
     slots: Tensor
     width: int
     features: Features
+    alternatives: int = -1
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """Prompt bytes [w] that one slot consumes from index `start` on; nothing is sampled."""
+    """Prompt bytes [w] that one slot consumes from index `start` on; nothing is sampled.
+
+    `following` [w] are the prompt's bytes one further, if their log-probabilities are wanted.
+    """
 
     slot: Tensor
     tokens: Tensor
     start: int
+    following: Tensor | None = None
+    alternatives: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,15 @@ class Emitted:
     count: Tensor
     accepted: Tensor
     ended: Tensor
+    logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True)
+class RoundOutput:
+    """What each of the groups emitted, and the log-probabilities [1, w] of each scored prefill."""
+
+    groups: tuple[Emitted, ...]
+    prefills: tuple[Logprobs | None, ...]
 
 
 def accept(
@@ -137,8 +156,8 @@ class _Rule:
 @torch.no_grad()
 def run_round(
     model: SlotModel, drafter: Drafter | None, state: SlotState, shapes: Shapes
-) -> tuple[Emitted, ...]:
-    """Runs one round and returns what each of `shapes.groups` emitted."""
+) -> RoundOutput:
+    """Runs one round of `shapes`."""
     rules = [_Rule(state, group) for group in shapes.groups]
     tokens, slots, position = [], [], []
     drafted = []
@@ -168,7 +187,8 @@ def run_round(
     for rule, group, drafts in zip(rules, shapes.groups, drafted, strict=True):
         rows = slice(row, row + drafts.shape[0] * group.width)
         row = rows.stop
-        chosen = rule.judge(logits[rows].unflatten(0, (-1, group.width)), drafts)
+        judged = logits[rows].unflatten(0, (-1, group.width))
+        chosen = rule.judge(judged, drafts)
         result = accept(
             drafts,
             chosen,
@@ -181,15 +201,23 @@ def run_round(
             consumed = tokens[len(emitted)].view(-1, group.width)
             states = hidden[rows].unflatten(0, (-1, group.width))
             drafter.observe(group.slots, states, consumed, result.count)
+        if group.alternatives >= 0:
+            result = replace(result, logprobs=logprobs_of(judged, chosen, group.alternatives))
         emitted.append(result)
+    scored: list[Logprobs | None] = []
     for prefill in shapes.prefills:
         width = len(prefill.tokens)
         rows = slice(row, row + width)
         row = rows.stop
+        scored.append(None)
+        if prefill.following is not None:
+            scored[-1] = logprobs_of(
+                logits[rows][None], prefill.following[None], prefill.alternatives
+            )
         if drafter is not None:
             advance = prefill.slot.new_full((1,), width)
             drafter.observe(prefill.slot, hidden[rows][None], prefill.tokens[None], advance)
-    return tuple(emitted)
+    return RoundOutput(tuple(emitted), tuple(scored))
 
 
 def _advance(state: SlotState, group: Group, length: Tensor, result: Emitted) -> None:

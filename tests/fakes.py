@@ -58,6 +58,10 @@ class HashModel:
         hidden = torch.stack((tokens, slot, position, write_index), 1).float()
         return hidden, logits
 
+    def copy(self, source: int, target: int, places: int) -> None:
+        self.cache[target] = -1
+        self.cache[target, :places] = self.cache[source, :places]
+
 
 Guess = Callable[[int, list[int]], int]
 """(the model's own choice, the text before it) → the byte to draft."""
@@ -107,6 +111,10 @@ class FakeDrafter:
             known = self.observed.setdefault(slot, [])
             assert len(known) >= start, "a committed place was never observed"
             known[start:] = tokens[row, :count].tolist()
+
+    def copy(self, source: int, target: int, places: int) -> None:
+        assert len(self.observed[source]) == places
+        self.observed[target] = list(self.observed[source])
 
     def draft(self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, pick: Pick) -> Tensor:
         texts = []

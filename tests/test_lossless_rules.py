@@ -225,7 +225,7 @@ def test_accepting_stops_at_lengths_room_and_end(
     ("job", "message"),
     [
         (Job(b"", 4), "no bytes"),
-        (Job(b"a", 0), "max_tokens"),
+        (Job(b"a", -1), "max_tokens"),
         (Job(b"a" * 90, 7), "context of 96"),
         (Job(b"a", 4, draft_length=17), "at most 16"),
     ],

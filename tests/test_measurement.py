@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import agreeing_prophet, tiny_model
 
-from tests.tiny import agreeing_prophet, tiny_model
 from train.data import Sample
 from train.measurement import loop_start, measure_acceptance, spread_prompts
 from train.score import bits_per_byte

@@ -39,9 +39,11 @@ def test_an_answer() -> None:
     assert response.headers["X-Request-ID"] == "it:1"
     assert response.json() == {
         "request_id": "it:1",
+        "index": 0,
         "model": "fake",
         "text": "hé!\ufffd",
         "bytes": encode(b"h\xc3\xa9!\xff"),
+        "logprobs": None,
         "utf8_valid": False,
         "finish_reason": "stop",
         "mode": "speculative",
@@ -154,7 +156,8 @@ def test_drafts_that_cannot_be() -> None:
 def test_wrong_fields_are_refused_in_the_envelope() -> None:
     assert refused(prompt="a", temperature=-1) == (422, "temperature", "greater_than_equal")
     assert refused(prompt="a", unknown=1) == (422, "unknown", "extra_forbidden")
-    assert refused(prompt="a", n=2) == (422, "n", "not_supported")
+    assert refused(prompt="a", n=0) == (422, "n", "greater_than_equal")
+    assert refused(prompt="a", max_tokens=0) == (422, "max_tokens", "invalid_field")
 
 
 @pytest.mark.parametrize(

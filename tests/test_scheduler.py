@@ -6,6 +6,7 @@ from dataclasses import replace
 from server.messages import Failed, Finished, FinishReason, Mode, Progress, Submission
 from server.scheduler import Deliveries, Plan, Scheduler
 from specdec.decoder import RowResult
+from specdec.logprobs import ByteLogprob
 from specdec.sampling import SamplingParams
 
 
@@ -193,3 +194,103 @@ def test_failing_rows_leave_and_the_others_stay() -> None:
 
 def test_an_idle_scheduler_plans_nothing() -> None:
     assert Scheduler(1, 128).plan(0.0).empty
+
+
+def test_rows_with_a_prompt_in_common_consume_it_once() -> None:
+    scheduler = Scheduler(4, 100)
+    prompt = b"x" * 151
+    for name in ("a", "b", "c"):
+        scheduler.submit(submission(name, prompt=prompt), 0.0)
+    scheduler.submit(submission("other", prompt=b"y" * 151), 0.0)
+    plan, _ = one_round(scheduler, {}, 1.0)
+    assert (plan.chunks, plan.forks) == ({0: 100}, ())
+    plan, _ = one_round(scheduler, {}, 2.0)
+    assert (plan.chunks, plan.forks) == ({0: 50, 3: 50}, ())
+    plan, deliveries = one_round(scheduler, {slot: emit(b"12345678") for slot in range(3)}, 3.0)
+    assert plan.forks == ((1, 0), (2, 0))
+    assert (plan.drafts, plan.chunks) == ({0: 3, 1: 3, 2: 3}, {3: 100})
+    ends = {name: event for name, event in deliveries if isinstance(event, Finished)}
+    assert ends.keys() == {"a", "b", "c"}
+    assert {end.timing.prefill_s for end in ends.values()} <= {1.0, 2.0}
+
+
+def test_a_row_consumes_its_prompt_itself_where_the_other_is_gone() -> None:
+    for gone in ("cancelled", "failed", "done"):
+        scheduler = Scheduler(2, 100)
+        for name in ("a", "b"):
+            scheduler.submit(submission(name, prompt=b"x" * 151), 0.0)
+        one_round(scheduler, {})
+        if gone == "done":
+            one_round(scheduler, {})
+        if gone == "failed":
+            scheduler.fail([0], "no")
+        else:
+            scheduler.cancel("a", 1.0)
+        plan = scheduler.plan(2.0)
+        assert plan.forks == ()
+        assert plan.chunks == {1: 100}
+
+
+def test_a_prompt_that_is_scored_is_consumed_by_its_own_row() -> None:
+    scheduler = Scheduler(3, 200)
+    scored = {"prompt": b"x" * 51, "echo": True, "logprobs": 0}
+    scheduler.submit(submission("a", prompt=b"x" * 51), 0.0)
+    scheduler.submit(submission("b", **scored), 0.0)
+    scheduler.submit(submission("c", **scored), 0.0)
+    plan, _ = one_round(scheduler, {})
+    assert (plan.chunks, plan.forks) == ({0: 50, 1: 50, 2: 50}, ())
+
+
+def scores(content: bytes, start: float) -> tuple[ByteLogprob, ...]:
+    return tuple(ByteLogprob(byte, start - i) for i, byte in enumerate(content))
+
+
+def test_an_echo_comes_first_with_its_scores() -> None:
+    scheduler = Scheduler(1, 2)
+    scheduler.submit(
+        submission("a", prompt=b"abcd", max_tokens=2, echo=True, logprobs=0, stops=(b"zz",)), 0.0
+    )
+    plan, first = one_round(scheduler, {0: RowResult(b"", 0, 0, False, scores(b"bc", -1.0))})
+    assert (plan.chunks, first) == ({0: 2}, [])
+    _, second = one_round(scheduler, {0: RowResult(b"", 0, 0, False, scores(b"d", -3.0))})
+    assert second == [
+        (
+            "a",
+            Progress(
+                b"abcd", 0.0, echo=True, logprobs=(ByteLogprob(97, None), *scores(b"bcd", -1.0))
+            ),
+        )
+    ]
+    _, third = one_round(scheduler, {0: RowResult(b"xz", 3, 1, False, scores(b"xz", -7.0))}, 2.0)
+    assert output_of(third, "a") == b"xz"
+    events = [event for _, event in third if isinstance(event, Progress | Finished)]
+    assert [item for event in events for item in event.logprobs] == list(scores(b"xz", -7.0))
+    assert isinstance(events[-1], Finished)
+    assert events[-1].completion_tokens == 2
+
+
+def test_nothing_but_an_echo() -> None:
+    for prompt, rounds in ((b"abcd", 2), (b"a", 1)):
+        scheduler = Scheduler(1, 2)
+        scheduler.submit(submission("a", prompt=prompt, max_tokens=0, echo=True), 0.0)
+        deliveries: Deliveries = []
+        for _ in range(rounds):
+            assert not deliveries
+            plan, deliveries = one_round(scheduler, {})
+            assert not plan.drafts
+        assert output_of(deliveries, "a") == prompt
+        finished = deliveries[-1][1]
+        assert isinstance(finished, Finished)
+        assert (finished.completion_tokens, finished.reason) == (0, FinishReason.LENGTH)
+        assert scheduler.running == 0
+
+
+def test_scores_are_held_back_with_what_may_be_a_stop_string() -> None:
+    scheduler = Scheduler(1, 128)
+    scheduler.submit(submission("a", logprobs=0, stops=(b"##",)), 0.0)
+    _, first = one_round(scheduler, {0: RowResult(b"ab#", 3, 2, False, scores(b"ab#", 0.0))})
+    _, second = one_round(scheduler, {0: RowResult(b"c#", 3, 1, False, scores(b"c#", -3.0))})
+    _, third = one_round(scheduler, {0: RowResult(b"#d", 3, 1, False, scores(b"#d", -5.0))})
+    events = [e for _, e in first + second + third if isinstance(e, Progress | Finished)]
+    told = [(e.output, [s.logprob for s in e.logprobs]) for e in events]
+    assert told == [(b"ab", [0.0, -1.0]), (b"#c", [-2.0, -3.0]), (b"", [])]

@@ -129,6 +129,85 @@ def test_a_stream_carries_the_bytes_of_the_plain_answer(url: str) -> None:
     assert events[-1]["usage"] == plain["usage"]
 
 
+def events_of(url: str, path: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    with httpx.stream("POST", f"{url}{path}", json=request | {"stream": True}) as response:
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+def test_n_outputs_are_those_of_the_seeds_that_follow(url: str) -> None:
+    request = {"prompt": "the same prompt for all of them", "max_tokens": 30, "seed": 7}
+    alone = [
+        httpx.post(f"{url}/generate", json=request | {"seed": 7 + i}).json()["bytes"]
+        for i in range(6)
+    ]
+    assert len(set(alone)) == 6
+    # more than the four slots
+    together = httpx.post(f"{url}/generate", json=request | {"n": 6}).json()["choices"]
+    assert [answer["bytes"] for answer in together] == alone
+    assert [answer["seed"] for answer in together] == [7, 8, 9, 10, 11, 12]
+    assert [answer["index"] for answer in together] == [0, 1, 2, 3, 4, 5]
+    completion = httpx.post(f"{url}/v1/completions", json=request | {"n": 6}).json()
+    assert [choice["bytes"] for choice in completion["choices"]] == alone
+    streamed: dict[int, bytes] = {}
+    for event in events_of(url, "/generate", request | {"n": 6}):
+        streamed.setdefault(event["index"], b"")
+        streamed[event["index"]] += base64.b64decode(event["bytes"])
+    assert [base64.b64encode(streamed[i]).decode() for i in range(6)] == alone
+
+
+def test_scores_are_the_same_in_every_mode_and_form(url: str) -> None:
+    request = {
+        "prompt": "what is it wor\u00f6h",
+        "max_tokens": 20,
+        "seed": 5,
+        "echo": True,
+        "logprobs": 3,
+        "top_k": 4,
+    }
+    plain = httpx.post(f"{url}/generate", json=request | {"mode": "base"}).json()
+    fast = httpx.post(f"{url}/generate", json=request | {"mode": "speculative"}).json()
+    assert plain["logprobs"] == fast["logprobs"]
+    output = base64.b64decode(plain["bytes"])
+    assert bytes(item["byte"] for item in plain["logprobs"]) == output
+    assert output.startswith(request["prompt"].encode())  # type: ignore[attr-defined]
+    assert plain["usage"]["completion_tokens"] == 20
+    assert plain["logprobs"][0] == {"byte": output[0], "logprob": None, "top": []}
+    for item in plain["logprobs"][1:]:
+        assert len(item["top"]) == 3
+        assert item["logprob"] <= item["top"][0]["logprob"] < 0
+    events = events_of(url, "/generate", request)
+    assert [item for event in events for item in event["logprobs"]] == plain["logprobs"]
+    assert "".join(event["text"] for event in events) == plain["text"]
+
+    # the whole text scored afresh gives the scores of its decoding
+    whole = {"prompt_bytes": plain["bytes"], "max_tokens": 0, "echo": True, "logprobs": 3}
+    scored = httpx.post(f"{url}/generate", json=whole).json()
+    assert scored["logprobs"] == plain["logprobs"]
+    assert scored["bytes"] == plain["bytes"]
+    assert (scored["finish_reason"], scored["usage"]["completion_tokens"]) == ("length", 0)
+
+    openai = httpx.post(f"{url}/v1/completions", json=request).json()["choices"][0]
+    logprobs = openai["logprobs"]
+    assert logprobs["token_logprobs"] == [item["logprob"] for item in plain["logprobs"]]
+    assert logprobs["top_logprobs"][0] is None
+    for offset, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
+        if not token.startswith("bytes:"):
+            assert openai["text"][offset] == token
+    assert logprobs["tokens"][14:16] == ["bytes:\\xc3", "bytes:\\xb6"]
+    assert logprobs["text_offset"][13:17] == [13, 14, 14, 15]
+
+
+def test_an_echo_without_scores_is_the_prompt_before_the_output(url: str) -> None:
+    request = {"prompt": "abc", "max_tokens": 6, "seed": 1}
+    plain = httpx.post(f"{url}/generate", json=request).json()
+    echoed = httpx.post(f"{url}/generate", json=request | {"echo": True}).json()
+    assert base64.b64decode(echoed["bytes"]) == b"abc" + base64.b64decode(plain["bytes"])
+    assert (echoed["usage"], echoed["logprobs"]) == (plain["usage"], None)
+    only = httpx.post(f"{url}/v1/completions", json=request | {"echo": True, "max_tokens": 0})
+    assert only.json()["choices"][0]["text"] == "abc"
+
+
 def test_a_drawn_seed_is_told_and_gives_the_same_bytes_again(url: str) -> None:
     first = httpx.post(f"{url}/generate", json={"prompt": "a", "max_tokens": 40}).json()
     again = {"prompt": "a", "max_tokens": 40, "seed": first["seed"], "mode": "base"}
@@ -213,7 +292,7 @@ def test_stop_strings_end_the_output_in_both_modes(url: str) -> None:
         (b'{"prompt_bytes": "a"}', 422, "prompt_bytes"),
         (b'{"prompt": "a", "prompt_bytes": "YQ=="}', 422, "prompt"),
         (b'{"prompt": "\\ud800"}', 422, "prompt"),
-        (b'{"prompt": "a", "n": 2}', 422, "n"),
+        (b'{"prompt": "a", "n": 0}', 422, "n"),
         (b'{"prompt": "", "mode": "base"}', 422, "prompt"),
         (b'{"prompt": "a", "mode": "fast"}', 422, "mode"),
         (b'{"prompt": "a", "draft_length": 17}', 422, "draft_length"),

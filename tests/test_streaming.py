@@ -60,7 +60,7 @@ def test_pieces_add_up_to_the_output(pieces: list[bytes], rest: bytes) -> None:
     events = stream(FakeEngine(say(*pieces, rest=rest)))
     assert whole(events) == (output.decode(errors="replace"), output)
     assert len(events) == len(pieces) + 1
-    assert all(event.keys() == {"text", "bytes"} for event in events[:-1])
+    assert all(event.keys() == {"index", "text", "bytes"} for event in events[:-1])
 
 
 def test_only_an_incomplete_character_is_held_back() -> None:
