@@ -12,7 +12,7 @@ from specdec.build import build_decoder
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, generate
 from specdec.invariance import measure_invariance
-from specdec.packed import PackedModel
+from specdec.packed import PackedModel, slot_bytes
 from specdec.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,9 @@ def load_engine(settings: Settings) -> Engine:
         raise ValueError(
             f"mode: speculative was asked for, and {settings.checkpoint} has no prophet"
         )
+    slots = _slots(settings, slot_bytes(model.config, context, dtype))
     decoder = build_decoder(
-        model, prophet, slots=settings.max_batch, context=context, device=device, dtype=dtype
+        model, prophet, slots=slots, context=context, device=device, dtype=dtype
     )
     invariance = measure_invariance(decoder.model)
     longest_draft = decoder.drafter.longest if decoder.drafter else 0
@@ -64,7 +65,7 @@ def load_engine(settings: Settings) -> Engine:
         dtype=str(dtype).removeprefix("torch."),
         exactness=Exactness.EXACT if invariance.exact else Exactness.FAST,
         context=context,
-        max_batch=settings.max_batch,
+        max_batch=slots,
         eos=model.config.eos_token_id,
         longest_draft=longest_draft,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -89,6 +90,19 @@ def load_engine(settings: Settings) -> Engine:
     engine = Engine(decoder, info)
     engine.start()
     return engine
+
+
+def _slots(settings: Settings, each: int) -> int:
+    """How many requests may run at a time, with so many bytes of cache each."""
+    if settings.cache_mib is None:
+        return settings.max_batch
+    fitting = settings.cache_mib * 2**20 // each
+    if not fitting:
+        needed = -(-each // 2**20)
+        raise ValueError(f"cache_mib: {settings.cache_mib} MiB hold no slot, one takes {needed}")
+    if fitting < settings.max_batch:
+        logger.info("%d MiB of cache hold %d slots", settings.cache_mib, fitting)
+    return min(fitting, settings.max_batch)
 
 
 def _warm_up(decoder: Decoder[PackedModel], draft_length: int) -> None:

@@ -72,6 +72,11 @@ class Settings(BaseSettings):
         ge=1,
         description="bytes of prompt and output together; the model's own if left out",
     )
+    cache_mib: int | None = Field(
+        default=None,
+        ge=1,
+        description="memory for keys and values; where max-batch requests need more, fewer run",
+    )
     draft_length: int = Field(
         default=3, ge=1, le=16, description="bytes drafted per round where a request does not say"
     )

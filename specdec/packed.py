@@ -99,6 +99,17 @@ class PackedBlock:
         return x + self.down(F.silu(gate) * up)
 
 
+def slot_bytes(config: ModelConfig, context: int, dtype: torch.dtype) -> int:
+    """What the cache of one slot of `context` bytes takes."""
+    block = config.block
+    places = config.num_hidden_layers * block.num_key_value_heads * _capacity(context)
+    return 2 * places * block.head_dim * dtype.itemsize
+
+
+def _capacity(context: int) -> int:
+    return -(-(context + SLACK) // CACHE_TILE) * CACHE_TILE
+
+
 class PackedModel:
     """Runs rows of any slots in one pass.
 
@@ -130,7 +141,7 @@ class PackedModel:
         self.norm = model.stack.norm.weight.detach().to(device, kind)
         self.head = pack_linear(model.head_weight.to(device, kind))
         self.least_rows = least_rows(device, dtype)
-        capacity = -(-(context + SLACK) // CACHE_TILE) * CACHE_TILE
+        capacity = _capacity(context)
         shape = (
             config.num_hidden_layers,
             slots,

@@ -54,6 +54,23 @@ def test_a_loaded_engine_gives_both_modes_the_same_bytes(checkpoint: Path, dtype
         engine.stop()
 
 
+def test_a_budget_for_the_cache_bounds_the_slots(tmp_path: Path) -> None:
+    # 2 layers, 1 head of 16 for keys and for values, 512 places of 8 bytes: 256 KiB a slot
+    save_checkpoint(tmp_path, tiny_model(), None, torch.float32)
+    for budget, slots in ((1, 4), (2, 8), (100, 16)):
+        engine = load_engine(settings(tmp_path, cache_mib=budget, max_batch=16, dtype="float64"))
+        engine.stop()
+        assert engine.info.max_batch == slots
+        assert engine.info.cache_bytes == slots * 256 * 1024
+
+
+def test_a_budget_that_holds_no_slot_is_refused(tmp_path: Path) -> None:
+    model = tiny_model(depth=12, context=1500)
+    save_checkpoint(tmp_path, model, None, torch.float32)
+    with pytest.raises(ValueError, match="cache_mib: 1 MiB hold no slot, one takes 5"):
+        load_engine(settings(tmp_path, cache_mib=1, dtype="float64"))
+
+
 def test_a_checkpoint_without_a_prophet_serves_base(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, tiny_model(), None, torch.float32)
     engine = load_engine(settings(tmp_path, max_context=100))

@@ -239,6 +239,33 @@ def test_clients_that_leave_free_their_slots(url: str, stream: bool) -> None:
     assert httpx.post(f"{url}/generate", json={"prompt": "x"}, timeout=10).status_code == 200
 
 
+def test_a_thousand_connections_dropped_harm_nobody(url: str) -> None:
+    """Dropped at every stage: unused, in the head, in the body, before the answer."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    body = b'{"prompt": "x", "max_tokens": 159, "ignore_eos": true, "stream": true}'
+    head = (
+        b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n"
+    )
+    stages = (b"", b"POST /gen", head, head + body[:20], head + body)
+    for index in range(1000):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(stages[index % len(stages)])
+    deadline = time.monotonic() + 60
+    while running(url) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running(url) == 0
+    answer = httpx.post(f"{url}/generate", json={"prompt": "x", "max_tokens": 5}, timeout=30)
+    assert answer.status_code == 200
+
+
+def test_ten_megabytes_are_read_and_refused(url: str) -> None:
+    response = httpx.post(f"{url}/generate", json={"prompt": "a" * 10 * 2**20}, timeout=60)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
 def test_a_completion_has_the_bytes_of_each_prompt_alone(url: str) -> None:
     request = {"max_tokens": 30, "seed": 2**63 - 1, "temperature": 0.8}
     prompts = [[104, 105], [0], [255] * 40]
