@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from bench.report import machine, quartiles, write_json
-from specdec.build import build_decoder
+from specdec.build import Model, build_decoder
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, Output, generate
 from specdec.invariance import measure_invariance
-from specdec.packed import PackedModel
+from specdec.native_stack import NativeModel
 from specdec.sampling import SamplingParams
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -38,7 +38,7 @@ def load_prompts(domain: str) -> list[bytes]:
     return [text.encode() for text in record["prompts"]]
 
 
-def _timed(decoder: Decoder[PackedModel], jobs: list[Job]) -> Timed:
+def _timed(decoder: Decoder[Model], jobs: list[Job]) -> Timed:
     if decoder.device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -49,7 +49,7 @@ def _timed(decoder: Decoder[PackedModel], jobs: list[Job]) -> Timed:
 
 
 def measure(
-    decoder: Decoder[PackedModel],
+    decoder: Decoder[Model],
     prompts: list[bytes],
     *,
     batch: int,
@@ -100,7 +100,7 @@ def measure(
     }
 
 
-def costs(decoder: Decoder[PackedModel], draft_length: int, repeats: int = 60) -> dict[str, float]:
+def costs(decoder: Decoder[Model], draft_length: int, repeats: int = 60) -> dict[str, float]:
     """Milliseconds of a base round, a speculative round and the verifying pass alone, batch 1."""
     model = decoder.model
     place = torch.arange(200, 201 + draft_length, device=decoder.device)
@@ -127,6 +127,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/default"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32", "float64"])
+    parser.add_argument("--kernels", default="auto", choices=["auto", "native", "torch"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--domain", nargs="+", default=["code", "prose"])
@@ -141,12 +142,22 @@ def main(arguments: list[str]) -> int:
     if prophet is None:
         print(f"error: {options.checkpoint} has no prophet", file=sys.stderr)
         return 1
-    decoder = build_decoder(model, prophet, slots=max(options.batch), device=device, dtype=dtype)
+    decoder = build_decoder(
+        model,
+        prophet,
+        slots=max(options.batch),
+        device=device,
+        dtype=dtype,
+        kernels=options.kernels,
+    )
+    if isinstance(decoder.model, NativeModel):
+        torch.set_num_threads(1)  # as the server does: the core has threads of its own
     exact = measure_invariance(decoder.model).exact
     header = {
         **machine(device),
         "checkpoint": options.checkpoint.name,
         "dtype": options.dtype,
+        "kernels": type(decoder.model).__name__,
         "exactness": "exact" if exact else "fast",
         "milliseconds": {n: costs(decoder, n) for n in options.draft_length},
     }

@@ -74,5 +74,5 @@ def random_checkpoint(directory: Path, width: int, depth: int, context: int = 51
         head_dim=64,
         intermediate_size=width * 11 // 4,
     )
-    save_checkpoint(directory, ByteLlama(ModelConfig(block, depth, context)))
+    save_checkpoint(directory, ByteLlama(ModelConfig(block, depth, context)), None)
     return directory

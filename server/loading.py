@@ -8,11 +8,11 @@ import torch
 from server.engine import Engine
 from server.messages import EngineInfo, Exactness
 from server.settings import Settings
-from specdec.build import build_decoder
+from specdec.build import Model, build_decoder, slot_bytes
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, generate
 from specdec.invariance import measure_invariance
-from specdec.packed import PackedModel, slot_bytes
+from specdec.native_stack import NativeModel
 from specdec.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -52,10 +52,20 @@ def load_engine(settings: Settings) -> Engine:
         raise ValueError(
             f"mode: speculative was asked for, and {settings.checkpoint} has no prophet"
         )
-    slots = _slots(settings, slot_bytes(model.config, context, dtype))
+    slots = _slots(settings, slot_bytes(model.config, context, device, dtype, settings.kernels))
     decoder = build_decoder(
-        model, prophet, slots=slots, context=context, device=device, dtype=dtype
+        model,
+        prophet,
+        slots=slots,
+        context=context,
+        device=device,
+        dtype=dtype,
+        kernels=settings.kernels,
     )
+    if isinstance(decoder.model, NativeModel):
+        # the core has threads of its own: torch's would spin on their processors after each of
+        # its operations, which are small here
+        torch.set_num_threads(1)
     invariance = measure_invariance(decoder.model)
     longest_draft = decoder.drafter.longest if decoder.drafter else 0
     _warm_up(decoder, min(settings.draft_length, longest_draft))
@@ -105,7 +115,7 @@ def _slots(settings: Settings, each: int) -> int:
     return min(fitting, settings.max_batch)
 
 
-def _warm_up(decoder: Decoder[PackedModel], draft_length: int) -> None:
+def _warm_up(decoder: Decoder[Model], draft_length: int) -> None:
     """A few rounds of each path, so that the first request meets no first-call cost."""
     room = min(16, decoder.context - 1)
     for draft in {0, draft_length}:

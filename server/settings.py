@@ -66,6 +66,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = Field(
         default="auto", description="number format of the weights; auto takes what suits the device"
     )
+    kernels: Literal["auto", "native", "torch"] = Field(
+        default="auto",
+        description="what passes run on: the core compiled for this processor, torch's "
+        "operations, or the first where it can be had",
+    )
     max_batch: int = Field(default=8, ge=1, le=256, description="requests decoded at the same time")
     max_context: int | None = Field(
         default=None,

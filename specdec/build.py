@@ -1,12 +1,26 @@
 """A decoder from trained modules: packed weights, cache, drafter and slots in one call."""
 
+import logging
+from typing import Literal
+
 import torch
 
+from specdec import native_stack, packed
+from specdec.config import ModelConfig
 from specdec.decoder import Decoder
 from specdec.drafter import AutoregressiveDrafter
 from specdec.model import ByteLlama
+from specdec.native_library import NativeUnavailable, native_library
+from specdec.native_stack import NativeModel
 from specdec.packed import PackedModel
 from specdec.prophet import AutoregressiveProphet
+
+logger = logging.getLogger(__name__)
+
+Kernels = Literal["auto", "native", "torch"]
+"""What passes run on: the compiled core, torch's operations, or the first where it can be had."""
+
+Model = PackedModel | NativeModel
 
 
 def build_decoder(
@@ -17,14 +31,51 @@ def build_decoder(
     device: torch.device,
     dtype: torch.dtype,
     context: int | None = None,
-) -> Decoder[PackedModel]:
+    kernels: Kernels = "auto",
+) -> Decoder[Model]:
     """`context` bytes a slot, the model's own if left out; without a prophet base mode only.
 
-    ValueError where the model has no such context.
+    ValueError where the model has no such context, or native kernels are asked for and cannot be
+    had.
     """
     context = context or model.config.max_position_embeddings
-    packed = PackedModel(model, slots=slots, context=context, device=device, dtype=dtype)
+    native = runs_natively(kernels, device, dtype)
+    passes: Model
+    if native:
+        passes = NativeModel(model, slots=slots, context=context, dtype=dtype)
+    else:
+        passes = PackedModel(model, slots=slots, context=context, device=device, dtype=dtype)
     drafter = None
     if prophet is not None:
-        drafter = AutoregressiveDrafter(prophet, slots=slots, device=device, dtype=dtype)
-    return Decoder(packed, drafter, slots=slots, context=context, device=device)
+        drafter = AutoregressiveDrafter(
+            prophet, slots=slots, device=device, dtype=dtype, native=native
+        )
+    return Decoder(passes, drafter, slots=slots, context=context, device=device)
+
+
+def slot_bytes(
+    config: ModelConfig, context: int, device: torch.device, dtype: torch.dtype, kernels: Kernels
+) -> int:
+    """What the cache of one slot will take."""
+    if runs_natively(kernels, device, dtype):
+        return native_stack.slot_bytes(config, context, dtype)
+    return packed.slot_bytes(config, context, dtype)
+
+
+def runs_natively(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the compiled core is used; it has no other device than the CPU and no float64."""
+    fits = device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
+    if kernels == "torch" or (kernels == "auto" and not fits):
+        return False
+    if not fits:
+        raise ValueError(
+            f"kernels: native ones are for bfloat16 and float32 on cpu, not {dtype} on {device}"
+        )
+    try:
+        native_library()
+    except NativeUnavailable as error:
+        if kernels == "native":
+            raise ValueError(f"kernels: native ones were asked for: {error}") from None
+        logger.warning("decoding on torch's operations, several times slower: %s", error)
+        return False
+    return True

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from specdec.config import LONGEST_DRAFT
 from specdec.layers import rotary_table, wide
+from specdec.native_stack import NativeStack
 from specdec.packed import PackedBlock, pack_linear
 from specdec.prophet import AutoregressiveProphet
 
@@ -55,6 +56,7 @@ class AutoregressiveDrafter:
         slots: int,
         device: torch.device,
         dtype: torch.dtype,
+        native: bool = False,
     ) -> None:
         config = prophet.config
         kind = wide(dtype)
@@ -63,12 +65,16 @@ class AutoregressiveDrafter:
         self.embedding = prophet.embedding.weight.detach().to(device, kind)
         self.missing = prophet.missing.detach().to(device, kind)
         self.projection = pack_linear(prophet.projection.weight.to(device, dtype))
-        self.blocks = [PackedBlock(b, device, dtype) for b in prophet.stack.blocks]  # type: ignore[arg-type]
-        self.norm = prophet.stack.norm.weight.detach().to(device, kind)
-        self.head = pack_linear(prophet.head.weight.to(device, kind))
-        block = config.block
-        cos, sin = rotary_table(self.leading + self.longest, block.head_dim, block.rope_theta, kind)
-        self.cos, self.sin = cos.to(device)[:, None], sin.to(device)[:, None]
+        places = self.leading + self.longest
+        self.passes: _Passes
+        if native:
+            self.passes = _NativePasses(
+                NativeStack(
+                    prophet.stack, prophet.head.weight, slots=slots, places=places, dtype=dtype
+                )
+            )
+        else:
+            self.passes = _PackedPasses(prophet, places, device, dtype)
         self.states = torch.zeros(
             slots, self.leading, config.model_hidden_size, device=device, dtype=kind
         )
@@ -93,19 +99,65 @@ class AutoregressiveDrafter:
             present, projected.view(count, s, -1).to(self.missing.dtype), self.missing
         )
         x = torch.cat((lead, self.embedding[last][:, None]), 1)
-        caches: list[tuple[Tensor, Tensor]] = []
         drafts: list[Tensor] = []
+        self.passes.begin()
         for step in range(gamma):
-            logits = self._advance(x, s + step, caches)
+            logits = self.passes.advance(slots, x, s + step)
             drafts.append(pick(step, logits))
             x = self.embedding[drafts[-1]][:, None]
         return torch.stack(drafts, 1)
 
-    def _advance(self, x: Tensor, newest: int, caches: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Logits [c, 256] after x [c, t, P], whose last row has position `newest`."""
+
+class _Passes(Protocol):
+    """The prophet's passes within one round."""
+
+    def begin(self) -> None: ...
+
+    def advance(self, slots: Tensor, x: Tensor, newest: int) -> Tensor:
+        """Logits [c, 256] after x [c, t, P] of slots [c], whose last row has position `newest`."""
+
+
+class _NativePasses:
+    def __init__(self, stack: NativeStack) -> None:
+        self.stack = stack
+
+    def begin(self) -> None:
+        pass  # every place is written again before it is seen
+
+    def advance(self, slots: Tensor, x: Tensor, newest: int) -> Tensor:
         count, rows = x.shape[:2]
-        block_config = self.config.block
-        heads, kv_heads = block_config.num_attention_heads, block_config.num_key_value_heads
+        place = torch.arange(newest + 1 - rows, newest + 1).repeat(count)
+        slot = slots.repeat_interleave(rows) if rows > 1 else slots
+        _, logits = self.stack.forward(x.flatten(0, 1), slot, place, place)
+        return logits[rows - 1 :: rows]
+
+
+class _PackedPasses:
+    """On torch's operations, for any device and type."""
+
+    def __init__(
+        self,
+        prophet: AutoregressiveProphet,
+        places: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        kind = wide(dtype)
+        self.config = block = prophet.config.block
+        self.blocks = [PackedBlock(b, device, dtype) for b in prophet.stack.blocks]  # type: ignore[arg-type]
+        self.norm = prophet.stack.norm.weight.detach().to(device, kind)
+        self.head = pack_linear(prophet.head.weight.to(device, kind))
+        cos, sin = rotary_table(places, block.head_dim, block.rope_theta, kind)
+        self.cos, self.sin = cos.to(device)[:, None], sin.to(device)[:, None]
+        self.caches: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self) -> None:
+        self.caches = []
+
+    def advance(self, slots: Tensor, x: Tensor, newest: int) -> Tensor:
+        count, rows = x.shape[:2]
+        caches = self.caches
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         cos, sin = (table[newest + 1 - rows : newest + 1] for table in (self.cos, self.sin))
         if rows > 1:  # a single place broadcasts
             cos, sin = cos.repeat(count, 1, 1), sin.repeat(count, 1, 1)
@@ -132,4 +184,4 @@ class AutoregressiveDrafter:
             )
             x = block.finish(x, mixed.transpose(1, 2).reshape(count * rows, -1))
         hidden = x.unflatten(0, (count, rows))[:, -1]
-        return self.head(F.rms_norm(hidden, self.norm.shape, self.norm, block_config.rms_norm_eps))
+        return self.head(F.rms_norm(hidden, self.norm.shape, self.norm, self.config.rms_norm_eps))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from specdec.attention import LONGEST_SPAN, Groups
+from specdec.build import Model
 from specdec.config import VOCAB_SIZE
-from specdec.packed import PackedModel
 
 _WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17)
 """Spans as decoding has them: alone, and with up to 16 drafts."""
@@ -35,7 +35,7 @@ class Invariance:
         return self.differing == 0
 
 
-def measure_invariance(model: PackedModel, seed: int = 0) -> Invariance:
+def measure_invariance(model: Model, seed: int = 0) -> Invariance:
     """Runs one text twice through the model's own cache, in long chunks and in short spans among
     other slots' rows of changing number and width, and compares hidden states and logits.
 
@@ -75,7 +75,7 @@ def _short_spans(length: int) -> Iterator[int]:
 
 
 def _run(
-    model: PackedModel, text: Tensor, sizes: Iterator[int], company: torch.Generator | None
+    model: Model, text: Tensor, sizes: Iterator[int], company: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """Hidden states and logits of the text in slot 0, alone or with rows of the other slots."""
     parts, begin = [], 0

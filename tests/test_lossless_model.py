@@ -13,11 +13,10 @@ import torch
 from tiny import CPU, agreeing_prophet, tiny_decoder, tiny_model, tiny_prophet
 
 from specdec import oracle
-from specdec.build import build_decoder
+from specdec.build import Model, build_decoder
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, generate
 from specdec.invariance import measure_invariance
-from specdec.packed import PackedModel
 from specdec.sampling import SamplingParams
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "default"
@@ -50,7 +49,7 @@ def _jobs(params: SamplingParams, seeds: range, longest: int) -> list[Job]:
     ]
 
 
-def _assert_equal_to_base_alone(decoder: Decoder[PackedModel], jobs: list[Job]) -> None:
+def _assert_equal_to_base_alone(decoder: Decoder[Model], jobs: list[Job]) -> None:
     together = generate(decoder, jobs)
     for job, out in zip(jobs, together, strict=True):
         (alone,) = generate(decoder, [replace(job, draft_length=0)])
@@ -103,7 +102,7 @@ def test_float64_prompts_up_to_the_last_place_of_the_context(prompt: int) -> Non
 
 
 @cache
-def _decoder_of(source: str, dtype: torch.dtype) -> tuple[Decoder[PackedModel], bool]:
+def _decoder_of(source: str, dtype: torch.dtype) -> tuple[Decoder[Model], bool]:
     """A decoder and whether the start-up check calls its device and type exact."""
     if source == "random":
         model = tiny_model(2)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tiny import CPU, tiny_model, tiny_prophet
 from torch import Tensor
 
+from specdec.build import Model
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
 from specdec.drafter import AutoregressiveDrafter, Pick
 from specdec.packed import PackedModel
@@ -71,7 +72,7 @@ def test_draft_logits_equal_the_training_forward(
     assert compared > GAMMA
 
 
-def _decode(decoder: Decoder[PackedModel], job: Job, gamma: int) -> bytes:
+def _decode(decoder: Decoder[Model], job: Job, gamma: int) -> bytes:
     decoder.open(0, job)
     while size := decoder.to_prefill(0):
         decoder.step({}, {0: min(size, LONGEST_CHUNK)})

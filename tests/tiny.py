@@ -4,11 +4,10 @@ from typing import TypeVar
 
 import torch
 
-from specdec.build import build_decoder
+from specdec.build import Model, build_decoder
 from specdec.config import BlockConfig, ModelConfig, ProphetConfig
 from specdec.decoder import Decoder
 from specdec.model import ByteLlama
-from specdec.packed import PackedModel
 from specdec.prophet import AutoregressiveProphet
 
 CPU = torch.device("cpu")
@@ -68,7 +67,7 @@ def tiny_decoder(
     slots: int = 8,
     model: ByteLlama | None = None,
     prophet: AutoregressiveProphet | None = None,
-) -> Decoder[PackedModel]:
+) -> Decoder[Model]:
     model = model or tiny_model()
     prophet = prophet or agreeing_prophet(model)
     return build_decoder(model, prophet, slots=slots, device=CPU, dtype=dtype)

@@ -1,0 +1,584 @@
+// A Llama decoder's pass over packed rows, for processors with wide vectors.
+//
+// Every output of a linear is one chain of fused multiply-adds over its inputs in order, and every
+// query's attention walks its own places in order: a row's bits cannot depend on what shares the
+// pass, on the tiling or on the number of threads.  Weights and cache are bfloat16 or float32,
+// arithmetic is float32.
+//
+// N rows, D width, H query heads, K key-value heads, d head width, F feed-forward width, C places.
+// Knows no bytes' meaning, no sampling and no Python; `specdec.native_stack` owns the memory's life.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define RELAX() _mm_pause()
+#else
+#define RELAX() std::this_thread::yield()
+#endif
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr int PAIR = 2 * LANES;
+constexpr int AHEAD = 96;      // inputs whose weights are asked for before they are needed
+constexpr int MOST_ROWS = 12;  // of a tile: 24 sums stay in registers
+
+typedef float vf __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t vu __attribute__((vector_size(64), aligned(4)));
+typedef int32_t vi __attribute__((vector_size(64), aligned(4)));
+
+int padded(int n) { return (n + PAIR - 1) / PAIR * PAIR; }
+
+uint16_t to_half(float x) {  // bfloat16, nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    bits += 0x7fff + ((bits >> 16) & 1);
+    return static_cast<uint16_t>(bits >> 16);
+}
+
+// Thirty-two numbers as two vectors: the first sixteen and the second.  In bfloat16 number i and
+// number i + 16 share a 32-bit lane, so that each half is one operation away from float32.
+inline void load(const uint32_t* at, vf& first, vf& second) {
+    vu both = *reinterpret_cast<const vu*>(at);
+    first = (vf)(both << 16);
+    second = (vf)(both & 0xffff0000u);
+}
+inline void load(const float* at, vf& first, vf& second) {
+    first = *reinterpret_cast<const vf*>(at);
+    second = *reinterpret_cast<const vf*>(at + LANES);
+}
+template <class W> constexpr int stride() { return std::is_same<W, float>::value ? PAIR : LANES; }
+
+void put(uint32_t* row, int i, float x) {
+    reinterpret_cast<uint16_t*>(row + i / PAIR * LANES + i % LANES)[i % PAIR / LANES] = to_half(x);
+}
+void put(float* row, int i, float x) { row[i] = x; }
+
+// exp, to about an ulp; 0 below -87
+inline vf vexp(vf x) {
+    vf clamped = x > -87.0f ? x : (vf{} - 87.0f);
+    vf n = clamped * 1.44269504f;
+    vi k = __builtin_convertvector(n + (n > 0.0f ? (vf{} + 0.5f) : (vf{} - 0.5f)), vi);
+    vf kf = __builtin_convertvector(k, vf);
+    vf r = clamped - kf * 0.693359375f;
+    r = r - kf * -2.12194440e-4f;
+    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    vf scaled = p * (vf)((k + 127) << 23);
+    return x > -87.0f ? scaled : vf{};
+}
+
+float sum(vf x) {  // halves, then halves of those: a fixed order
+    float lanes[LANES];
+    std::memcpy(lanes, &x, sizeof lanes);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+float largest(vf x) {
+    float best = x[0];
+    for (int i = 1; i < LANES; ++i) best = std::max(best, x[i]);
+    return best;
+}
+
+// Memory for what is streamed through, on huge pages where the system gives them.
+template <class T> class Buffer {
+   public:
+    Buffer() = default;
+    explicit Buffer(size_t size) {
+        constexpr size_t page = size_t(2) << 20;
+        size_t bytes = std::max<size_t>(1, (size * sizeof(T) + page - 1) / page) * page;
+        data_.reset(static_cast<T*>(std::aligned_alloc(page, bytes)));
+        if (!data_) throw std::bad_alloc();
+#if defined(__linux__)
+        madvise(data_.get(), bytes, MADV_HUGEPAGE);
+#endif
+        std::memset(data_.get(), 0, bytes);
+    }
+    T* data() { return data_.get(); }
+    const T* data() const { return data_.get(); }
+
+   private:
+    struct Free { void operator()(T* at) const { std::free(at); } };
+    std::unique_ptr<T, Free> data_;
+};
+
+// Threads that run one function together and meet at barriers.  They spin for a short while
+// between passes and then sleep.
+class Team {
+   public:
+    explicit Team(int size) : size_(size) {
+        for (int i = 1; i < size; ++i) threads_.emplace_back([this, i] { work(i); });
+    }
+    ~Team() {
+        function_ = nullptr;
+        start_.fetch_add(1);
+        start_.notify_all();
+        for (auto& thread : threads_) thread.join();
+    }
+    template <class F> void run(F&& function) {
+        auto call = [](void* f, int thread) { (*static_cast<std::remove_reference_t<F>*>(f))(thread); };
+        argument_ = &function;
+        function_ = call;
+        if (size_ > 1) {
+            start_.fetch_add(1, std::memory_order_release);
+            start_.notify_all();
+        }
+        call(argument_, 0);
+        barrier();
+    }
+    void barrier() {
+        if (size_ == 1) return;
+        uint32_t turn = turn_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+            arrived_.store(0, std::memory_order_relaxed);
+            turn_.fetch_add(1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
+            if (spins < 20000)
+                RELAX();
+            else
+                std::this_thread::yield();  // somebody else has a core of ours
+        }
+    }
+    int size() const { return size_; }
+
+   private:
+    void work(int thread) {
+        uint32_t seen = 0;
+        while (true) {
+            for (int spins = 0; spins < 4000 && start_.load(std::memory_order_acquire) == seen; ++spins)
+                RELAX();
+            start_.wait(seen, std::memory_order_acquire);
+            ++seen;
+            if (!function_) return;
+            function_(argument_, thread);
+            barrier();
+        }
+    }
+    int size_;
+    std::vector<std::thread> threads_;
+    std::atomic<uint32_t> start_{0}, turn_{0};
+    std::atomic<int> arrived_{0};
+    void (*function_)(void*, int) = nullptr;
+    void* argument_ = nullptr;
+};
+
+struct Span { int begin, end; };
+Span share(int count, int thread, int threads) {
+    return {int(int64_t(count) * thread / threads), int(int64_t(count) * (thread + 1) / threads)};
+}
+
+// y = x Wᵀ, the weights in blocks of 32 outputs: [block][input][32].
+template <class W> class Linear {
+   public:
+    void pack(const float* weight, int outputs, int inputs) {
+        inputs_ = inputs;
+        blocks_ = padded(outputs) / PAIR;
+        data_ = Buffer<W>(size_t(blocks_) * inputs * stride<W>());
+        for (int n = 0; n < outputs; ++n)
+            for (int k = 0; k < inputs; ++k)
+                put(at(n / PAIR) + size_t(k) * stride<W>(), n % PAIR, weight[size_t(n) * inputs + k]);
+    }
+    int blocks() const { return blocks_; }
+
+    // Outputs of blocks [from, to) for `rows` rows, written or added.
+    template <bool ADD>
+    void run(const float* x, int ldx, int rows, float* y, int ldy, int from, int to) const {
+        if (rows == 1) {
+            for (; from + 4 <= to; from += 4) tile<1, 4, ADD>(x, ldx, y, ldy, from);
+        } else if (rows == 2) {
+            for (; from + 2 <= to; from += 2) tile<2, 2, ADD>(x, ldx, y, ldy, from);
+        }
+        for (; from < to; ++from)
+            for (int row = 0; row < rows; row += MOST_ROWS)
+                some<ADD>(std::min(MOST_ROWS, rows - row), x + size_t(row) * ldx, ldx,
+                          y + size_t(row) * ldy, ldy, from);
+    }
+
+   private:
+    W* at(int block) { return data_.data() + size_t(block) * inputs_ * stride<W>(); }
+    const W* at(int block) const { return data_.data() + size_t(block) * inputs_ * stride<W>(); }
+
+    template <bool ADD>
+    void some(int rows, const float* x, int ldx, float* y, int ldy, int block) const {
+        switch (rows) {
+            case 1: return tile<1, 1, ADD>(x, ldx, y, ldy, block);
+            case 2: return tile<2, 1, ADD>(x, ldx, y, ldy, block);
+            case 3: return tile<3, 1, ADD>(x, ldx, y, ldy, block);
+            case 4: return tile<4, 1, ADD>(x, ldx, y, ldy, block);
+            case 5: return tile<5, 1, ADD>(x, ldx, y, ldy, block);
+            case 6: return tile<6, 1, ADD>(x, ldx, y, ldy, block);
+            case 7: return tile<7, 1, ADD>(x, ldx, y, ldy, block);
+            case 8: return tile<8, 1, ADD>(x, ldx, y, ldy, block);
+            case 9: return tile<9, 1, ADD>(x, ldx, y, ldy, block);
+            case 10: return tile<10, 1, ADD>(x, ldx, y, ldy, block);
+            case 11: return tile<11, 1, ADD>(x, ldx, y, ldy, block);
+            default: return tile<12, 1, ADD>(x, ldx, y, ldy, block);
+        }
+    }
+
+    template <int R, int B, bool ADD>
+    void tile(const float* x, int ldx, float* y, int ldy, int block) const {
+        vf sums[R][2 * B] = {};
+        const W* weights[B];
+        for (int b = 0; b < B; ++b) weights[b] = at(block + b);
+        for (int k = 0; k < inputs_; ++k) {
+#pragma GCC unroll 8
+            for (int b = 0; b < B; ++b) {
+                vf first, second;
+                const W* at_k = weights[b] + size_t(k) * stride<W>();
+                __builtin_prefetch(at_k + AHEAD * stride<W>());
+                load(at_k, first, second);
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) {
+                    float xs = x[size_t(r) * ldx + k];
+                    sums[r][2 * b] += first * xs;
+                    sums[r][2 * b + 1] += second * xs;
+                }
+            }
+        }
+        for (int r = 0; r < R; ++r)
+            for (int b = 0; b < 2 * B; ++b) {
+                vf* out = reinterpret_cast<vf*>(y + size_t(r) * ldy + block * PAIR + b * LANES);
+                *out = ADD ? *out + sums[r][b] : sums[r][b];
+            }
+    }
+
+    int inputs_ = 0, blocks_ = 0;
+    Buffer<W> data_;
+};
+
+struct Shape {
+    int64_t layers, width, heads, kv_heads, head, feed_forward, slots, places, vocabulary;
+};
+
+class Stack {
+   public:
+    virtual ~Stack() = default;
+    virtual void block(int layer, const float* attention_norm, const float* qkv, const float* output,
+                       const float* ff_norm, const float* gate_up, const float* down) = 0;
+    virtual void finish(const float* norm, const float* head, const float* cos, const float* sin) = 0;
+    virtual void forward(Team& team, int rows, const float* x, const int64_t* slot,
+                         const int64_t* position, const int64_t* index, float* hidden,
+                         float* logits) = 0;
+    virtual void copy(int source, int target, int places) = 0;
+};
+
+// W holds weights and cache, V the head: bfloat16 pairs or float32.
+template <class W, class V> class StackOf : public Stack {
+   public:
+    StackOf(const Shape& s, float eps) : s_(s), eps_(eps), blocks_(s.layers) {
+        capacity_ = padded(int(s.places));
+        head_padded_ = padded(int(s.head));
+        qkv_ld_ = padded(int((s.heads + 2 * s.kv_heads) * s.head));
+        mixed_ld_ = int(s.heads * s.head);
+        width_ld_ = padded(int(s.width));
+        ff_ld_ = padded(int(s.feed_forward));
+        key_size_ = size_t(capacity_) / PAIR * s.head * stride<W>();
+        value_size_ = size_t(capacity_) * head_padded_ / PAIR * stride<W>();
+        keys_ = Buffer<W>(s.layers * s.slots * s.kv_heads * key_size_);
+        values_ = Buffer<W>(s.layers * s.slots * s.kv_heads * value_size_);
+    }
+
+    void block(int layer, const float* attention_norm, const float* qkv, const float* output,
+               const float* ff_norm, const float* gate_up, const float* down) override {
+        Block& b = blocks_[layer];
+        int width = int(s_.width), ff = int(s_.feed_forward);
+        b.attention_norm.assign(attention_norm, attention_norm + width);
+        b.ff_norm.assign(ff_norm, ff_norm + width);
+        b.qkv.pack(qkv, int((s_.heads + 2 * s_.kv_heads) * s_.head), width);
+        b.output.pack(output, width, int(s_.heads * s_.head));
+        b.gate.pack(gate_up, ff, width);
+        b.up.pack(gate_up + size_t(ff) * width, ff, width);
+        b.down.pack(down, width, ff);
+    }
+
+    void finish(const float* norm, const float* head, const float* cos, const float* sin) override {
+        norm_.assign(norm, norm + s_.width);
+        head_.pack(head, int(s_.vocabulary), int(s_.width));
+        cos_.assign(cos, cos + s_.places * s_.head);
+        sin_.assign(sin, sin + s_.places * s_.head);
+    }
+
+    void copy(int source, int target, int places) override {
+        size_t key = size_t(padded(places)) / PAIR * s_.head * stride<W>();
+        size_t value = size_t(places) * head_padded_ / PAIR * stride<W>();
+        for (int layer = 0; layer < s_.layers; ++layer)
+            for (int h = 0; h < s_.kv_heads; ++h) {
+                std::copy_n(key_at(layer, source, h), key, key_at(layer, target, h));
+                std::copy_n(value_at(layer, source, h), value, value_at(layer, target, h));
+            }
+    }
+
+    void forward(Team& team, int rows, const float* input, const int64_t* slot,
+                 const int64_t* position, const int64_t* index, float* hidden,
+                 float* logits) override {
+        reserve(rows, team.size());
+        team.run([&](int t) { pass(team, t, rows, input, slot, position, index, hidden, logits); });
+    }
+
+   private:
+    struct Block {
+        std::vector<float> attention_norm, ff_norm;
+        Linear<W> qkv, output, gate, up, down;
+    };
+
+    W* key_at(int layer, int64_t slot, int h) {
+        return keys_.data() + ((layer * s_.slots + slot) * s_.kv_heads + h) * key_size_;
+    }
+    W* value_at(int layer, int64_t slot, int h) {
+        return values_.data() + ((layer * s_.slots + slot) * s_.kv_heads + h) * value_size_;
+    }
+
+    void reserve(int rows, int threads) {
+        if (rows <= reserved_ && threads <= int(scores_.size())) return;
+        rows = reserved_ = std::max(rows, reserved_);
+        x_.assign(size_t(rows) * width_ld_, 0);
+        normed_.assign(size_t(rows) * width_ld_, 0);
+        qkv_.assign(size_t(rows) * qkv_ld_, 0);
+        mixed_.assign(size_t(rows) * mixed_ld_, 0);
+        gate_.assign(size_t(rows) * ff_ld_, 0);
+        up_.assign(size_t(rows) * ff_ld_, 0);
+        scores_.resize(threads);
+        for (auto& scores : scores_) scores.assign(capacity_, 0);
+    }
+
+    void normalize(const float* x, const float* weight, float* out) const {
+        int width = int(s_.width), i = 0;
+        vf squares = {};
+        for (; i + LANES <= width; i += LANES) {
+            vf part = *reinterpret_cast<const vf*>(x + i);
+            squares += part * part;
+        }
+        float total = sum(squares);
+        for (; i < width; ++i) total += x[i] * x[i];
+        float scale = 1.0f / std::sqrt(total / float(width) + eps_);
+        for (i = 0; i < width; ++i) out[i] = x[i] * scale * weight[i];
+    }
+
+    void turn(float* x, const float* cos, const float* sin) const {
+        int half = int(s_.head) / 2;
+        for (int i = 0; i < half; ++i) {
+            float a = x[i], b = x[i + half];
+            x[i] = a * cos[i] - b * sin[i];
+            x[i + half] = b * cos[i + half] + a * sin[i + half];
+        }
+    }
+
+    void remember(int layer, int64_t slot, int h, int place, const float* key, const float* value) {
+        W* keys = key_at(layer, slot, h) + size_t(place / PAIR) * s_.head * stride<W>();
+        for (int i = 0; i < s_.head; ++i) put(keys + size_t(i) * stride<W>(), place % PAIR, key[i]);
+        W* values = value_at(layer, slot, h) + size_t(place) * head_padded_ / PAIR * stride<W>();
+        for (int i = 0; i < s_.head; ++i) put(values, i, value[i]);
+    }
+
+    // One query over its first `places` places.
+    void attend(const float* query, const W* keys, const W* values, int places, float* scores,
+                float* out) const {
+        int head = int(s_.head), blocks = (places + PAIR - 1) / PAIR;
+        float scale = 1.0f / std::sqrt(float(head));
+        vf best = vf{} - INFINITY;
+        for (int b = 0; b < blocks; b += 4) {  // four at a time: eight sums hide the latency
+            vf sums[4][2] = {};
+            int count = std::min(4, blocks - b);
+            const W* at = keys + size_t(b) * head * stride<W>();
+            size_t step = size_t(head) * stride<W>();
+            if (count == 4) {
+                for (int i = 0; i < head; ++i) {
+#pragma GCC unroll 4
+                    for (int j = 0; j < 4; ++j) {
+                        vf first, second;
+                        const W* here = at + j * step + size_t(i) * stride<W>();
+                        __builtin_prefetch(here + 4 * step);
+                        load(here, first, second);
+                        sums[j][0] += first * query[i];
+                        sums[j][1] += second * query[i];
+                    }
+                }
+            } else {
+                for (int j = 0; j < count; ++j)
+                    for (int i = 0; i < head; ++i) {
+                        vf first, second;
+                        load(at + j * step + size_t(i) * stride<W>(), first, second);
+                        sums[j][0] += first * query[i];
+                        sums[j][1] += second * query[i];
+                    }
+            }
+            for (int j = 0; j < count; ++j)
+                for (int half = 0; half < 2; ++half) {
+                    int from = (b + j) * PAIR + half * LANES;
+                    vf score = sums[j][half] * scale;
+                    for (int lane = std::max(0, places - from); lane < LANES; ++lane)
+                        score[lane] = -INFINITY;
+                    *reinterpret_cast<vf*>(scores + from) = score;
+                    best = best > score ? best : score;
+                }
+        }
+        float top = largest(best);
+        vf total = {};
+        for (int i = 0; i < blocks * PAIR; i += LANES) {
+            vf* at = reinterpret_cast<vf*>(scores + i);
+            *at = vexp(*at - top);
+            total += *at;
+        }
+        float share = 1.0f / sum(total);
+        for (int part = 0; part < head_padded_; part += 2 * PAIR) {
+            int halves = std::min(2, (head_padded_ - part) / PAIR);
+            vf sums[4] = {};
+            const W* at = values + size_t(part) / PAIR * stride<W>();
+            size_t step = size_t(head_padded_) / PAIR * stride<W>();
+            if (halves == 2) {
+                for (int p = 0; p < places; ++p) {
+                    vf a, b, c, e;
+                    __builtin_prefetch(at + (p + 16) * step);
+                    __builtin_prefetch(at + (p + 16) * step + LANES);
+                    load(at + p * step, a, b);
+                    load(at + p * step + stride<W>(), c, e);
+                    sums[0] += a * scores[p];
+                    sums[1] += b * scores[p];
+                    sums[2] += c * scores[p];
+                    sums[3] += e * scores[p];
+                }
+            } else {
+                for (int p = 0; p < places; ++p) {
+                    vf a, b;
+                    load(at + p * step, a, b);
+                    sums[0] += a * scores[p];
+                    sums[1] += b * scores[p];
+                }
+            }
+            for (int i = part; i < std::min(head, part + halves * PAIR); ++i)
+                out[i] = sums[(i - part) / LANES][(i - part) % LANES] * share;
+        }
+    }
+
+    void pass(Team& team, int t, int rows, const float* input, const int64_t* slot,
+              const int64_t* position, const int64_t* index, float* hidden, float* logits) {
+        int threads = team.size(), width = int(s_.width), head = int(s_.head);
+        int groups = int(s_.heads / s_.kv_heads);
+        Span mine = share(rows, t, threads);
+        for (int r = mine.begin; r < mine.end; ++r)
+            std::copy_n(input + size_t(r) * width, width, x_.data() + size_t(r) * width_ld_);
+        for (int layer = 0; layer < s_.layers; ++layer) {
+            const Block& b = blocks_[layer];
+            for (int r = mine.begin; r < mine.end; ++r)
+                normalize(&x_[size_t(r) * width_ld_], b.attention_norm.data(),
+                          &normed_[size_t(r) * width_ld_]);
+            team.barrier();
+            Span out = share(b.qkv.blocks(), t, threads);
+            b.qkv.template run<false>(normed_.data(), width_ld_, rows, qkv_.data(), qkv_ld_, out.begin, out.end);
+            team.barrier();
+            for (int r = mine.begin; r < mine.end; ++r) {
+                float* row = &qkv_[size_t(r) * qkv_ld_];
+                const float* cos = &cos_[position[r] * head];
+                const float* sin = &sin_[position[r] * head];
+                for (int h = 0; h < s_.heads + s_.kv_heads; ++h) turn(row + h * head, cos, sin);
+                for (int h = 0; h < s_.kv_heads; ++h)
+                    remember(layer, slot[r], h, int(index[r]), row + (s_.heads + h) * head,
+                             row + (s_.heads + s_.kv_heads + h) * head);
+            }
+            team.barrier();
+            Span queries = share(rows * int(s_.heads), t, threads);
+            for (int q = queries.begin; q < queries.end; ++q) {
+                int r = q / int(s_.heads), h = q % int(s_.heads);
+                attend(&qkv_[size_t(r) * qkv_ld_ + h * head], key_at(layer, slot[r], h / groups),
+                       value_at(layer, slot[r], h / groups), int(index[r]) + 1, scores_[t].data(),
+                       &mixed_[size_t(r) * mixed_ld_ + h * head]);
+            }
+            team.barrier();
+            out = share(b.output.blocks(), t, threads);
+            b.output.template run<true>(mixed_.data(), mixed_ld_, rows, x_.data(), width_ld_, out.begin, out.end);
+            team.barrier();
+            for (int r = mine.begin; r < mine.end; ++r)
+                normalize(&x_[size_t(r) * width_ld_], b.ff_norm.data(), &normed_[size_t(r) * width_ld_]);
+            team.barrier();
+            out = share(b.gate.blocks(), t, threads);
+            b.gate.template run<false>(normed_.data(), width_ld_, rows, gate_.data(), ff_ld_, out.begin, out.end);
+            b.up.template run<false>(normed_.data(), width_ld_, rows, up_.data(), ff_ld_, out.begin, out.end);
+            for (int r = 0; r < rows; ++r)
+                for (int i = out.begin * PAIR; i < out.end * PAIR; i += LANES) {
+                    vf* gate = reinterpret_cast<vf*>(&gate_[size_t(r) * ff_ld_ + i]);
+                    vf up = *reinterpret_cast<const vf*>(&up_[size_t(r) * ff_ld_ + i]);
+                    *gate = *gate / (vexp(-*gate) + 1.0f) * up;
+                }
+            team.barrier();
+            out = share(b.down.blocks(), t, threads);
+            b.down.template run<true>(gate_.data(), ff_ld_, rows, x_.data(), width_ld_, out.begin, out.end);
+            team.barrier();
+        }
+        for (int r = mine.begin; r < mine.end; ++r) {
+            normalize(&x_[size_t(r) * width_ld_], norm_.data(), &normed_[size_t(r) * width_ld_]);
+            std::copy_n(&normed_[size_t(r) * width_ld_], width, hidden + size_t(r) * width);
+        }
+        team.barrier();
+        Span out = share(head_.blocks(), t, threads);
+        head_.template run<false>(normed_.data(), width_ld_, rows, logits, int(s_.vocabulary), out.begin, out.end);
+    }
+
+    Shape s_;
+    float eps_;
+    int capacity_, head_padded_, qkv_ld_, mixed_ld_, width_ld_, ff_ld_, reserved_ = 0;
+    size_t key_size_, value_size_;
+    std::vector<Block> blocks_;
+    std::vector<float> norm_, cos_, sin_;
+    Linear<V> head_;
+    Buffer<W> keys_, values_;
+    std::vector<float> x_, normed_, qkv_, mixed_, gate_, up_;
+    std::vector<std::vector<float>> scores_;
+};
+
+}  // namespace
+
+extern "C" {
+
+void* specdec_team(int threads) { return new Team(threads); }
+void specdec_team_free(void* team) { delete static_cast<Team*>(team); }
+
+void* specdec_stack(const int64_t* shape, float eps, int half, int half_head) {
+    Shape s;
+    std::memcpy(&s, shape, sizeof s);
+    if (half && half_head) return new StackOf<uint32_t, uint32_t>(s, eps);
+    if (half) return new StackOf<uint32_t, float>(s, eps);
+    return new StackOf<float, float>(s, eps);
+}
+void specdec_stack_free(void* stack) { delete static_cast<Stack*>(stack); }
+
+void specdec_block(void* stack, int layer, const float* attention_norm, const float* qkv,
+                   const float* output, const float* ff_norm, const float* gate_up,
+                   const float* down) {
+    static_cast<Stack*>(stack)->block(layer, attention_norm, qkv, output, ff_norm, gate_up, down);
+}
+void specdec_finish(void* stack, const float* norm, const float* head, const float* cos,
+                    const float* sin) {
+    static_cast<Stack*>(stack)->finish(norm, head, cos, sin);
+}
+void specdec_forward(void* stack, void* team, int rows, const float* x, const int64_t* slot,
+                     const int64_t* position, const int64_t* index, float* hidden, float* logits) {
+    static_cast<Stack*>(stack)->forward(*static_cast<Team*>(team), rows, x, slot, position, index,
+                                        hidden, logits);
+}
+void specdec_copy(void* stack, int source, int target, int places) {
+    static_cast<Stack*>(stack)->copy(source, target, places);
+}
+}

@@ -1,0 +1,103 @@
+"""The compiled core: built from its source on first use, kept for the next start.
+
+One C++ file without dependencies, compiled for this very processor.  Knows nothing of what the
+functions do; where there is no compiler `native_library` says so and the caller goes without.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).parent / "native" / "transformer.cpp"
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
+
+_POINTER, _INT = ctypes.c_void_p, ctypes.c_int
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "specdec_team": (_POINTER, [_INT]),
+    "specdec_team_free": (None, [_POINTER]),
+    "specdec_stack": (_POINTER, [_POINTER, ctypes.c_float, _INT, _INT]),
+    "specdec_stack_free": (None, [_POINTER]),
+    "specdec_block": (None, [_POINTER, _INT] + [_POINTER] * 6),
+    "specdec_finish": (None, [_POINTER] * 5),
+    "specdec_forward": (None, [_POINTER, _POINTER, _INT] + [_POINTER] * 6),
+    "specdec_copy": (None, [_POINTER, _INT, _INT, _INT]),
+}
+
+
+class NativeUnavailable(RuntimeError):
+    """Why the compiled core cannot be had here."""
+
+
+@cache
+def native_library() -> ctypes.CDLL:
+    """The loaded library, compiled if need be.  NativeUnavailable where that cannot be."""
+    library = ctypes.CDLL(str(_built()))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+@cache
+def team() -> int:
+    """The threads that passes run on, as many as torch computes with; one team in a process."""
+    handle: int = native_library().specdec_team(torch.get_num_threads())
+    return handle
+
+
+def _built() -> Path:
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    source = SOURCE.read_bytes()
+    key = hashlib.sha256(source + repr((FLAGS, compiler, _processor())).encode()).hexdigest()[:20]
+    for directory in _directories():
+        path = directory / f"specdec-{key}.so"
+        if path.exists():
+            return path
+    if compiler is None:
+        raise NativeUnavailable("no C++ compiler was found")
+    for directory in _directories():
+        path = directory / f"specdec-{key}.so"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=directory) as temporary:
+                logger.info("compiling %s for this processor", SOURCE.name)
+                fresh = Path(temporary) / "library.so"
+                command = [compiler, *FLAGS, str(SOURCE), "-o", str(fresh)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    first = (done.stderr.strip() or "no message").splitlines()[0]
+                    raise NativeUnavailable(f"{compiler} failed: {first}")
+                fresh.replace(path)
+        except OSError:
+            continue  # not a place to write to
+        return path
+    raise NativeUnavailable("no directory to keep the compiled core in can be written to")
+
+
+def _directories() -> list[Path]:
+    """Where compiled cores are looked for and kept, best first."""
+    given = os.environ.get("SPECDEC_NATIVE_DIR")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    places = [home / "specdec", Path(tempfile.gettempdir()) / f"specdec-{os.getuid()}"]
+    return [Path(given), *places] if given else places
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

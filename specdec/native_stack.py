@@ -1,0 +1,134 @@
+"""Blocks, final norm and head on the compiled core, and the model that decodes on it.
+
+Takes weights from trainable modules; the core keeps copies of its own, packed, and the cache.
+Bits differ from those of `specdec.packed` (sums are ordered otherwise), so a process uses one or
+the other for all of its decoding.
+"""
+
+import ctypes
+from weakref import finalize
+
+import torch
+from torch import Tensor
+
+from specdec.attention import Groups
+from specdec.config import VOCAB_SIZE, BlockConfig, ModelConfig
+from specdec.layers import Block, Stack, rotary_table
+from specdec.model import ByteLlama
+from specdec.native_library import native_library, team
+from specdec.packed import SLACK
+
+
+class NativeStack:
+    """A stack and a head over `slots` caches of `places` each.
+
+    `dtype` is that of weights and cache, bfloat16 or float32; sums are float32.
+    """
+
+    def __init__(
+        self, stack: Stack, head: Tensor, *, slots: int, places: int, dtype: torch.dtype
+    ) -> None:
+        if dtype not in (torch.bfloat16, torch.float32):
+            raise ValueError(f"the compiled core has no {dtype}")
+        self._library, self._team = native_library(), team()
+        block: BlockConfig = stack.blocks[0].config  # type: ignore[assignment]
+        self.width = block.hidden_size
+        shape = torch.tensor(
+            [
+                len(stack.blocks),
+                block.hidden_size,
+                block.num_attention_heads,
+                block.num_key_value_heads,
+                block.head_dim,
+                block.intermediate_size,
+                slots,
+                places,
+                VOCAB_SIZE,
+            ]
+        )
+        head = head.detach().float()
+        # the head is kept in float32, at half the size where that loses nothing
+        half_head = bool((head == head.bfloat16().float()).all())
+        self._handle: int = self._library.specdec_stack(
+            shape.data_ptr(), block.rms_norm_eps, dtype == torch.bfloat16, half_head
+        )
+        finalize(self, self._library.specdec_stack_free, self._handle)
+        for index, layer in enumerate(stack.blocks):
+            assert isinstance(layer, Block)
+            arrays = [
+                _plain(layer.attention_norm.weight),
+                _plain(layer.qkv.weight.to(dtype)),
+                _plain(layer.output.weight.to(dtype)),
+                _plain(layer.feed_forward_norm.weight),
+                _plain(layer.gate_up.weight.to(dtype)),
+                _plain(layer.down.weight.to(dtype)),
+            ]
+            self._library.specdec_block(self._handle, index, *(a.data_ptr() for a in arrays))
+        tables = rotary_table(places, block.head_dim, block.rope_theta)
+        arrays = [_plain(stack.norm.weight), _plain(head), *map(_plain, tables)]
+        self._library.specdec_finish(self._handle, *(a.data_ptr() for a in arrays))
+
+    def forward(
+        self, x: Tensor, slot: Tensor, position: Tensor, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states [N, D] and logits [N, 256] of x [N, D]; the rest is int64 [N]."""
+        rows = x.shape[0]
+        x, slot, position, index = (part.contiguous() for part in (x, slot, position, index))
+        hidden, logits = torch.empty(rows, self.width), torch.empty(rows, VOCAB_SIZE)
+        arrays = (x, slot, position, index, hidden, logits)
+        self._library.specdec_forward(
+            self._handle, self._team, rows, *(ctypes.c_void_p(a.data_ptr()) for a in arrays)
+        )
+        return hidden, logits
+
+    def copy(self, source: int, target: int, places: int) -> None:
+        self._library.specdec_copy(self._handle, source, target, places)
+
+
+def slot_bytes(config: ModelConfig, context: int, dtype: torch.dtype) -> int:
+    """What the cache of one slot of `context` bytes takes, in the core's tiles."""
+    block = config.block
+    places = _padded(context + SLACK) * config.num_hidden_layers * block.num_key_value_heads
+    return places * (block.head_dim + _padded(block.head_dim)) * dtype.itemsize
+
+
+class NativeModel:
+    """The model as `specdec.packed.PackedModel` runs it, in one call of the compiled core."""
+
+    least_rows = 1
+
+    def __init__(self, model: ByteLlama, *, slots: int, context: int, dtype: torch.dtype) -> None:
+        config = model.config
+        if context > config.max_position_embeddings:
+            raise ValueError(
+                f"a context of {context} exceeds the model's {config.max_position_embeddings}"
+            )
+        self.config: ModelConfig = config
+        self.device, self.dtype = torch.device("cpu"), dtype
+        self.context, self.slots = context, slots
+        self.embedding = model.embedding.weight.detach().float()
+        self.stack = NativeStack(
+            model.stack, model.head_weight, slots=slots, places=context + SLACK, dtype=dtype
+        )
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.slots * slot_bytes(self.config, self.context, self.dtype)
+
+    @torch.no_grad()
+    def forward(
+        self, tokens: Tensor, slot: Tensor, position: Tensor, write_index: Tensor, groups: Groups
+    ) -> tuple[Tensor, Tensor]:
+        return self.stack.forward(self.embedding[tokens], slot, position, write_index)
+
+    def copy(self, source: int, target: int, places: int) -> None:
+        self.stack.copy(source, target, places)
+
+
+def _padded(size: int) -> int:
+    """Up to whole tiles of 32 places or numbers."""
+    return -(-size // 32) * 32
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32).contiguous()
