@@ -11,9 +11,11 @@ from specdec.decoder import Decoder
 from specdec.drafter import AutoregressiveDrafter
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library
+from specdec.native_rule import NativeRule
 from specdec.native_stack import NativeModel
 from specdec.packed import PackedModel
 from specdec.prophet import AutoregressiveProphet
+from specdec.round import RuleOf, TorchRule
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,8 @@ def build_decoder(
         drafter = AutoregressiveDrafter(
             prophet, slots=slots, device=device, dtype=dtype, native=native
         )
-    return Decoder(passes, drafter, slots=slots, context=context, device=device)
+    rule_of: RuleOf = NativeRule if native else TorchRule
+    return Decoder(passes, drafter, slots=slots, context=context, device=device, rule_of=rule_of)
 
 
 def slot_bytes(

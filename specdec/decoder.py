@@ -15,7 +15,16 @@ import torch
 from specdec.attention import LONGEST_SPAN
 from specdec.drafter import Drafter
 from specdec.logprobs import ByteLogprob
-from specdec.round import Emitted, Group, Prefill, Shapes, SlotModel, run_round
+from specdec.round import (
+    Emitted,
+    Group,
+    Prefill,
+    RuleOf,
+    Shapes,
+    SlotModel,
+    TorchRule,
+    run_round,
+)
 from specdec.sampling import Features, SamplingParams
 from specdec.state import SlotState
 
@@ -73,8 +82,10 @@ class Decoder(Generic[Model]):
         slots: int,
         context: int,
         device: torch.device,
+        rule_of: RuleOf = TorchRule,
     ) -> None:
         self.model, self.drafter = model, drafter
+        self._rule_of = rule_of
         self.slots, self.context, self.device = slots, context, device
         self.state = SlotState(slots, device)
         self._rows: list[_Row | None] = [None] * slots
@@ -149,9 +160,8 @@ class Decoder(Generic[Model]):
             wanted = max(_alternatives(self._row(slot).job) for slot in members)
             groups.append(Group(index, width, features, wanted))
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
-        done = run_round(
-            self.model, self.drafter, self.state, Shapes(tuple(groups), tuple(prefills))
-        )
+        shapes = Shapes(tuple(groups), tuple(prefills))
+        done = run_round(self.model, self.drafter, self.state, shapes, self._rule_of)
         results: dict[int, RowResult] = {}
         for (width, members), group in zip(planned, done.groups, strict=True):
             results.update(self._results(members, width - 1, group))

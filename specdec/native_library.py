@@ -1,6 +1,6 @@
 """The compiled core: built from its source on first use, kept for the next start.
 
-One C++ file without dependencies, compiled for this very processor.  Knows nothing of what the
+C++ without dependencies, compiled for this very processor.  Knows nothing of what the
 functions do; where there is no compiler `native_library` says so and the caller goes without.
 """
 
@@ -20,7 +20,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).parent / "native" / "transformer.cpp"
+SOURCES = sorted((Path(__file__).parent / "native").glob("*.cpp"))
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
@@ -33,6 +33,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "specdec_finish": (None, [_POINTER] * 5),
     "specdec_forward": (None, [_POINTER, _POINTER, _INT] + [_POINTER] * 6),
     "specdec_copy": (None, [_POINTER, _INT, _INT, _INT]),
+    "specdec_choose": (
+        None,
+        [_POINTER, _INT, _INT, _INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER],
+    ),
 }
 
 
@@ -59,7 +63,7 @@ def team() -> int:
 
 def _built() -> Path:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-    source = SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in SOURCES)
     key = hashlib.sha256(source + repr((FLAGS, compiler, _processor())).encode()).hexdigest()[:20]
     for directory in _directories():
         path = directory / f"specdec-{key}.so"
@@ -72,9 +76,9 @@ def _built() -> Path:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=directory) as temporary:
-                logger.info("compiling %s for this processor", SOURCE.name)
+                logger.info("compiling the core for this processor")
                 fresh = Path(temporary) / "library.so"
-                command = [compiler, *FLAGS, str(SOURCE), "-o", str(fresh)]
+                command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(fresh)]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
                     first = (done.stderr.strip() or "no message").splitlines()[0]

@@ -11,6 +11,7 @@ model's own choice, so the bytes that a round emits are those of plain decoding:
 c rows of a group, γ drafts, W = γ + 1 rows verified for each.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -113,12 +114,29 @@ def accept(
     return Emitted(chosen, count, torch.minimum(agreed, count), ended)
 
 
-class _Rule:
-    """The byte rule bound to a group's rows, for drafting and for judging alike."""
+class Rule(Protocol):
+    """The byte rule bound to a group's rows, for drafting and for judging alike.
+
+    length [c] is the index of each row's last byte, eos [c] its end-of-document byte or -1.
+    """
+
+    length: Tensor
+    eos: Tensor
+
+    def pick(self, step: int, logits: Tensor) -> Tensor:
+        """Draft `step` from the drafter's logits [c, 256]; earlier drafts count as output."""
+
+    def judge(self, logits: Tensor, drafts: Tensor) -> Tensor:
+        """The model's choices [c, W] from logits [c, W, 256], after each prefix of the drafts."""
+
+
+class TorchRule:
+    """The rule on torch's operations, for any device."""
 
     def __init__(self, state: SlotState, group: Group) -> None:
         self.state, self.group = state, group
         self.rows: SamplingRows = state.sampling.take(group.slots)
+        self.eos = self.rows.eos
         self.length = state.length[group.slots]
         self.counts = state.counts[group.slots]
 
@@ -126,7 +144,6 @@ class _Rule:
         return self.state.noise_at(slots, position) if self.group.features.sampled else None
 
     def pick(self, step: int, logits: Tensor) -> Tensor:
-        """Draft `step` from the drafter's logits [c, 256]; earlier drafts count as output."""
         position = self.length + 1 + step
         noise = self.noise(self.group.slots, position)
         picked = choose(logits, self.rows, self.counts, position, noise, self.group.features)
@@ -135,7 +152,6 @@ class _Rule:
         return picked
 
     def judge(self, logits: Tensor, drafts: Tensor) -> Tensor:
-        """The model's choices [c, W] from logits [c, W, 256], after each prefix of the drafts."""
         state, group = self.state, self.group
         count, width = logits.shape[:2]
         each = group.slots.repeat_interleave(width)
@@ -153,12 +169,19 @@ class _Rule:
         return chosen.view(count, width)
 
 
+RuleOf = Callable[[SlotState, Group], Rule]
+
+
 @torch.no_grad()
 def run_round(
-    model: SlotModel, drafter: Drafter | None, state: SlotState, shapes: Shapes
+    model: SlotModel,
+    drafter: Drafter | None,
+    state: SlotState,
+    shapes: Shapes,
+    rule_of: RuleOf = TorchRule,
 ) -> RoundOutput:
     """Runs one round of `shapes`."""
-    rules = [_Rule(state, group) for group in shapes.groups]
+    rules = [rule_of(state, group) for group in shapes.groups]
     tokens, slots, position = [], [], []
     drafted = []
     for rule, group in zip(rules, shapes.groups, strict=True):
@@ -194,7 +217,7 @@ def run_round(
             chosen,
             state.draft_length[group.slots],
             state.end[group.slots] - rule.length - 1,
-            rule.rows.eos,
+            rule.eos,
         )
         _advance(state, group, rule.length, result)
         if drafter is not None:

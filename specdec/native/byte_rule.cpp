@@ -1,0 +1,139 @@
+// The byte rule over rows of logits: byte = argmax(process(logits) + noise), as
+// `specdec.sampling.choose` states it, a row at a time, in double precision.
+//
+// Knows nothing of the model; which rows are drafts' and which are to be judged is the caller's.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+
+namespace {
+
+constexpr int BYTES = 256;
+
+}  // namespace
+
+extern "C" {
+
+// What every slot has, as `specdec.sampling.SamplingRows` and `specdec.state.SlotState` keep it.
+struct SpecdecSlots {
+    const double *temperature, *top_p, *min_p, *presence, *frequency, *repetition;
+    const double* bias;           // [slots, 256]
+    const int64_t *top_k, *eos, *allow_eos_from;
+    const int64_t* counts;        // [slots, 256], output bytes so far
+    const double* noise;          // [slots, ahead, 256]
+    const int64_t *noise_start, *length;
+    int64_t ahead;
+};
+}
+
+namespace {
+
+class Row {
+   public:
+    Row(const SpecdecSlots& slots, int64_t slot) : s_(slots), slot_(slot) {
+        greedy_ = s_.temperature[slot] == 0;
+        adjusted_ = s_.presence[slot] != 0 || s_.frequency[slot] != 0 || s_.repetition[slot] != 1;
+        const double* bias = s_.bias + slot * BYTES;
+        biased_ = std::any_of(bias, bias + BYTES, [](double b) { return b != 0; });
+        if (adjusted_) std::copy_n(s_.counts + slot * BYTES, BYTES, counts_);
+    }
+
+    void written(int64_t byte) {
+        if (adjusted_) ++counts_[byte];
+    }
+
+    int choose(const float* logits, int64_t position) {
+        double scores[BYTES];
+        for (int i = 0; i < BYTES; ++i) scores[i] = logits[i];
+        if (adjusted_) penalize(scores);
+        if (biased_)
+            for (int i = 0; i < BYTES; ++i) scores[i] += s_.bias[slot_ * BYTES + i];
+        int64_t eos = s_.eos[slot_];
+        if (eos >= 0 && position < s_.allow_eos_from[slot_]) scores[eos] = -INFINITY;
+        if (!greedy_) {
+            double top = *std::max_element(scores, scores + BYTES);
+            for (double& score : scores) score = (score - top) / s_.temperature[slot_];
+            filter(scores);
+            const double* noise =
+                s_.noise + (slot_ * s_.ahead + position - s_.noise_start[slot_]) * BYTES;
+            for (int i = 0; i < BYTES; ++i) scores[i] += noise[i];
+        }
+        return int(std::max_element(scores, scores + BYTES) - scores);  // the first of equals
+    }
+
+   private:
+    void penalize(double* scores) const {
+        double repetition = s_.repetition[slot_];
+        for (int i = 0; i < BYTES; ++i) {
+            if (!counts_[i]) continue;
+            double score = scores[i] > 0 ? scores[i] / repetition : scores[i] * repetition;
+            score -= s_.presence[slot_];
+            scores[i] = score - s_.frequency[slot_] * double(counts_[i]);
+        }
+    }
+
+    // top_k, then top_p of what is left, then min_p
+    void filter(double* scores) const {
+        int64_t k = s_.top_k[slot_];
+        double top_p = s_.top_p[slot_], min_p = s_.min_p[slot_];
+        if (k <= 0 && top_p >= 1 && min_p <= 0) return;
+        if (k > 0) {
+            double ordered[BYTES];
+            std::copy_n(scores, BYTES, ordered);
+            std::nth_element(ordered, ordered + k - 1, ordered + BYTES, std::greater<double>());
+            double threshold = ordered[k - 1];
+            for (int i = 0; i < BYTES; ++i)
+                if (scores[i] < threshold) scores[i] = -INFINITY;
+        }
+        if (top_p < 1) {
+            int order[BYTES];
+            std::iota(order, order + BYTES, 0);
+            std::stable_sort(order, order + BYTES,
+                             [scores](int a, int b) { return scores[a] > scores[b]; });
+            double share[BYTES], total = 0;
+            for (int i = 0; i < BYTES; ++i) total += share[i] = std::exp(scores[order[i]]);
+            double before = 0;
+            for (int i = 0; i < BYTES; ++i) {
+                double p = share[i] / total;
+                if (i && before >= top_p) scores[order[i]] = -INFINITY;
+                before += p;
+            }
+        }
+        if (min_p > 0) {
+            double floor = std::log(min_p);  // the likeliest is at 0
+            for (int i = 0; i < BYTES; ++i)
+                if (scores[i] < floor) scores[i] = -INFINITY;
+        }
+    }
+
+    const SpecdecSlots& s_;
+    int64_t slot_;
+    bool greedy_, adjusted_, biased_;
+    int64_t counts_[BYTES];
+};
+
+}  // namespace
+
+extern "C" {
+
+// Bytes [rows, width] of logits [rows, width, 256] for positions length + 1 + before + 0..width-1.
+// bytes [rows, before + width - 1 or more, `stride` apart] are drafts: `before` of them count as
+// written at the first place, one more at each further one.
+void specdec_choose(const SpecdecSlots* slots, int rows, int width, int before, const int64_t* slot,
+                    const float* logits, const int64_t* bytes, int stride, int64_t* chosen) {
+    for (int r = 0; r < rows; ++r) {
+        Row row(*slots, slot[r]);
+        const int64_t* drafts = bytes + int64_t(r) * stride;
+        for (int i = 0; i < before; ++i) row.written(drafts[i]);
+        int64_t position = slots->length[slot[r]] + 1 + before;
+        for (int w = 0; w < width; ++w) {
+            if (w) row.written(drafts[before + w - 1]);
+            chosen[r * width + w] =
+                row.choose(logits + (int64_t(r) * width + w) * BYTES, position + w);
+        }
+    }
+}
+}

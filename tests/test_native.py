@@ -1,0 +1,270 @@
+"""The compiled core against torch: the model's scores, the rule's bytes, and doing without it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import CPU, agreeing_prophet, tiny_model, tiny_prophet
+
+from specdec import native_library as library
+from specdec.build import build_decoder, slot_bytes
+from specdec.config import BlockConfig, ModelConfig
+from specdec.decoder import Job, generate
+from specdec.drafter import AutoregressiveDrafter
+from specdec.invariance import measure_invariance
+from specdec.model import ByteLlama
+from specdec.native_library import NativeUnavailable, native_library
+from specdec.native_rule import NativeRule
+from specdec.native_stack import NativeModel
+from specdec.packed import PackedModel
+from specdec.round import Group, TorchRule
+from specdec.sampling import Features, SamplingParams
+from specdec.state import SlotState
+
+try:
+    native_library()
+except NativeUnavailable as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+def shaped(width: int, heads: int, kv_heads: int, head_dim: int, feed_forward: int) -> ByteLlama:
+    torch.manual_seed(0)
+    block = BlockConfig(
+        hidden_size=width,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=feed_forward,
+    )
+    return ByteLlama(ModelConfig(block, 3, 300)).requires_grad_(False)
+
+
+SHAPES = [
+    (32, 2, 1, 16, 48),
+    (24, 2, 1, 12, 40),  # nothing a multiple of the vectors
+    (64, 4, 4, 16, 96),
+    (128, 2, 1, 64, 352),
+    (96, 1, 1, 96, 100),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scores_are_those_of_the_trainable_model(shape: tuple[int, int, int, int, int]) -> None:
+    model = shaped(*shape)
+    native = NativeModel(model, slots=3, context=290, dtype=torch.float32)
+    text = torch.randint(0, 256, (290,))
+    expected_hidden = model(text[None])[0]
+    expected = model.logits(expected_hidden)
+    # in spans of many lengths, in a slot that is not the first, beside rows of another
+    done = 0
+    for size in (1, 2, 3, 130, 1, 17, 5, 100, 31):
+        place = torch.arange(done, done + size)
+        other = torch.arange(done, done + 2)
+        tokens = torch.cat((text[:2], text[done : done + size]))
+        slot = torch.tensor([0, 0] + [2] * size)
+        places = torch.cat((other, place))
+        hidden, logits = native.forward(tokens, slot, places, places, ((1, 2), (1, size)))
+        torch.testing.assert_close(logits[2:], expected[done : done + size], atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            hidden[2:], expected_hidden[done : done + size], atol=2e-5, rtol=1e-5
+        )
+        done += size
+    assert done == 290
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_row_has_the_same_bits_in_any_company(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype
+) -> None:
+    model = shaped(*shape)
+    assert measure_invariance(NativeModel(model, slots=5, context=290, dtype=dtype)).exact
+    assert measure_invariance(NativeModel(model, slots=1, context=290, dtype=dtype)).exact
+
+
+def test_bfloat16_is_what_weights_and_cache_are_rounded_to() -> None:
+    model = tiny_model()
+    rounded = tiny_model()
+    for name, parameter in rounded.named_parameters():
+        if "blocks" in name and parameter.ndim == 2:
+            parameter.data.copy_(parameter.bfloat16())
+    text = torch.randint(0, 256, (100,))
+    place, slot = torch.arange(100), torch.zeros(100, dtype=torch.int64)
+    native = NativeModel(model, slots=1, context=100, dtype=torch.bfloat16)
+    _, logits = native.forward(text, slot, place, place, ((1, 100),))
+    expected = rounded.logits(rounded(text[None]))[0]
+    # what is left is the cache's rounding, which the first byte's attention alone does not see
+    torch.testing.assert_close(logits[0], expected[0], atol=0.02, rtol=0.02)
+    assert (logits - expected).abs().mean() < 0.02 * expected.abs().mean()
+
+
+def test_a_copied_slot_goes_on_like_its_source() -> None:
+    model = tiny_model()
+    native = NativeModel(model, slots=2, context=120, dtype=torch.bfloat16)
+    text = torch.randint(0, 256, (100,))
+    place = torch.arange(100)
+    native.forward(
+        text[:70], torch.zeros(70, dtype=torch.int64), place[:70], place[:70], ((1, 70),)
+    )
+    native.copy(0, 1, 70)
+    rows = [
+        native.forward(text[70:], torch.full((30,), slot), place[70:], place[70:], ((1, 30),))
+        for slot in (0, 1)
+    ]
+    assert torch.equal(rows[0][1], rows[1][1])
+
+
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 1e-3, 0.7, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 0, 1, 5, 256]),
+    top_p=st.sampled_from([1.0, 1.0, 0.9, 0.2, 1e-6]),
+    min_p=st.sampled_from([0.0, 0.0, 0.05, 1.0]),
+    presence_penalty=st.sampled_from([0.0, 1.5, -1.0]),
+    frequency_penalty=st.sampled_from([0.0, 0.5]),
+    repetition_penalty=st.sampled_from([1.0, 1.3, 0.7]),
+    min_tokens=st.sampled_from([0, 3]),
+    logit_bias=st.sampled_from([(), ((3, -float("inf")), (7, 5.0))]),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    params=st.lists(PARAMS, min_size=1, max_size=4),
+    seed=st.integers(0, 2**32),
+    drafted=st.integers(0, 6),
+    grain=st.sampled_from([0.0, 1.0, 4.0]),
+)
+def test_the_rule_picks_and_judges_as_torch_does(
+    params: list[SamplingParams], seed: int, drafted: int, grain: float
+) -> None:
+    """With a grain, logits are few different numbers: ties everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    state = SlotState(6, CPU)
+    slots = torch.randperm(6, generator=generator)[: len(params)]
+    features = Features()
+    for slot, one in zip(slots.tolist(), params, strict=True):
+        state.open(slot, b"prompt", 100, one, seed - slot, 10)
+        state.counts[slot, :40] = torch.randint(0, 3, (40,), generator=generator)
+        features |= one.features
+    state.refill_noise(slots.tolist(), [5] * len(params), drafted + 1)
+    group = Group(slots, drafted + 1, features)
+    logits = torch.randn(len(params), drafted + 1, 256, generator=generator) * 3
+    if grain:
+        logits = (logits * grain).round() / grain
+    rules = NativeRule(state, group), TorchRule(state, group)
+    drafts = torch.zeros(len(params), 0, dtype=torch.int64)
+    for step in range(drafted):
+        ours, theirs = (rule.pick(step, logits[:, step]) for rule in rules)
+        assert torch.equal(ours, theirs)
+        drafts = torch.cat((drafts, ours[:, None]), 1)
+    ours, theirs = (rule.judge(logits, drafts) for rule in rules)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(rules[0].eos, rules[1].eos)
+    assert torch.equal(rules[0].length, rules[1].length)
+
+
+@pytest.mark.parametrize("leading", [1, 2, 4])
+def test_drafts_are_those_of_torch(leading: int) -> None:
+    model = tiny_model()
+    prophet = tiny_prophet(model, leading=leading)
+    jobs = [Job(b"x" * n, 60, SamplingParams(temperature=1.0), n, 5) for n in (1, 2, 3, 50)]
+    figures = []
+    for kernels in ("native", "torch"):
+        decoder = build_decoder(
+            model, prophet, slots=4, device=CPU, dtype=torch.float32, kernels=kernels
+        )
+        outputs = generate(decoder, jobs)
+        figures.append([(out.output, out.rounds, out.accepted) for out in outputs])
+    assert figures[0] == figures[1]
+
+
+def test_kernels_are_chosen_by_name_and_by_what_fits() -> None:
+    model = tiny_model()
+
+    def kind(dtype: torch.dtype, kernels: str) -> type:
+        return type(
+            build_decoder(model, None, slots=1, device=CPU, dtype=dtype, kernels=kernels).model  # type: ignore[arg-type]
+        )
+
+    assert kind(torch.float32, "auto") is kind(torch.bfloat16, "native") is NativeModel
+    assert kind(torch.float64, "auto") is kind(torch.float32, "torch") is PackedModel
+    with pytest.raises(ValueError, match=r"kernels: .* not torch.float64"):
+        kind(torch.float64, "native")
+
+
+def test_the_cache_is_as_large_as_announced() -> None:
+    model = tiny_model()
+    for dtype, each in (
+        (torch.float32, 2 * 192 * (16 + 32) * 4),
+        (torch.bfloat16, 2 * 192 * 48 * 2),
+    ):
+        assert slot_bytes(model.config, 160, CPU, dtype, "native") == each
+        native = NativeModel(model, slots=3, context=160, dtype=dtype)
+        assert native.cache_bytes == 3 * each
+
+
+def test_without_a_compiler_torch_decodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(library, "_directories", lambda: [tmp_path / "empty"])
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    native_library.cache_clear()
+    try:
+        with pytest.raises(NativeUnavailable, match="no C\\+\\+ compiler"):
+            native_library()
+        options = {"slots": 1, "device": CPU, "dtype": torch.float32}
+        model = tiny_model()
+        decoder = build_decoder(model, agreeing_prophet(model), **options)  # type: ignore[arg-type]
+        assert isinstance(decoder.model, PackedModel)
+        assert isinstance(decoder.drafter, AutoregressiveDrafter)
+        assert "no C++ compiler" in caplog.text
+        with pytest.raises(ValueError, match="kernels: native ones were asked for"):
+            build_decoder(model, None, kernels="native", **options)  # type: ignore[arg-type]
+    finally:
+        native_library.cache_clear()
+
+
+def test_a_compiler_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_directories", lambda: [tmp_path])
+    monkeypatch.setattr(library, "FLAGS", ("-no-such-flag",))
+    native_library.cache_clear()
+    try:
+        with pytest.raises(NativeUnavailable, match="no-such-flag"):
+            native_library()
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        native_library.cache_clear()
+
+
+def test_it_is_compiled_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    monkeypatch.setattr(library, "_directories", lambda: [blocked / "below", tmp_path / "kept"])
+    first = library._built()
+    assert first.parent == tmp_path / "kept"
+    stamp = first.stat().st_mtime_ns
+    assert library._built() == first
+    assert first.stat().st_mtime_ns == stamp
+
+
+def test_jobs_of_all_kinds_are_equal_to_base_alone() -> None:
+    model = tiny_model()
+    decoder = build_decoder(
+        model, agreeing_prophet(model), slots=6, device=CPU, dtype=torch.bfloat16, kernels="native"
+    )
+    params = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=0.8, top_k=20, top_p=0.9),
+        SamplingParams(temperature=1.0, min_p=0.02, repetition_penalty=1.1),
+    ]
+    base = [Job(b"p" * (1 + 20 * i), 70, p, i, logprobs=1) for i, p in enumerate(params)]
+    alone = [generate(decoder, [job])[0] for job in base]
+    mixed = generate(decoder, [*base, *(replace(job, draft_length=6) for job in base)])
+    for one, plain, drafted in zip(alone, mixed[:3], mixed[3:], strict=True):
+        assert one.output == plain.output == drafted.output
+        scores = [[s for r in out.results for s in r.logprobs] for out in (one, plain, drafted)]
+        assert scores[0] == scores[1] == scores[2]
