@@ -8,6 +8,7 @@ c rows of a group, W rows verified for each, γ drafts, s leading states, D widt
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -60,11 +61,16 @@ class AutoregressiveDrafter:
     ) -> None:
         config = prophet.config
         kind = wide(dtype)
-        self.config, self.dtype = config, dtype
+        self.config = config
         self.leading = config.leading_states
         self.embedding = prophet.embedding.weight.detach().to(device, kind)
         self.missing = prophet.missing.detach().to(device, kind)
-        self.projection = pack_linear(prophet.projection.weight.to(device, dtype))
+        projection = prophet.projection.weight.detach().to(device, dtype)
+        # a few rows: the compiled core's operands are float32, and packing would not pay
+        self.projection = (
+            partial(F.linear, weight=projection.float()) if native else pack_linear(projection)
+        )
+        self.states_type = kind if native else dtype
         places = self.leading + self.longest
         self.passes: _Passes
         if native:
@@ -93,7 +99,7 @@ class AutoregressiveDrafter:
     @torch.no_grad()
     def draft(self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, pick: Pick) -> Tensor:
         count, s = slots.shape[0], self.leading
-        projected = self.projection(self.states[slots].flatten(0, 1).to(self.dtype))
+        projected = self.projection(self.states[slots].flatten(0, 1).to(self.states_type))
         present = (length[:, None] - s + self.offsets >= 0)[..., None]
         lead = torch.where(
             present, projected.view(count, s, -1).to(self.missing.dtype), self.missing
@@ -126,8 +132,11 @@ class _NativePasses:
 
     def advance(self, slots: Tensor, x: Tensor, newest: int) -> Tensor:
         count, rows = x.shape[:2]
-        place = torch.arange(newest + 1 - rows, newest + 1).repeat(count)
-        slot = slots.repeat_interleave(rows) if rows > 1 else slots
+        if rows == 1:
+            slot, place = slots, torch.full_like(slots, newest)
+        else:
+            slot = slots.repeat_interleave(rows)
+            place = torch.arange(newest + 1 - rows, newest + 1).repeat(count)
         _, logits = self.stack.forward(x.flatten(0, 1), slot, place, place)
         return logits[rows - 1 :: rows]
 

@@ -105,3 +105,10 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+if __name__ == "__main__":  # at install, so that the first start need not wait
+    try:
+        print(native_library()._name)
+    except NativeUnavailable as error:
+        print(f"no compiled core, decoding will be slower: {error}")

@@ -20,7 +20,7 @@ from train.trainer import Trainer, phase
 
 DRAFT_LENGTHS = (3, 5, 8)
 TEMPERATURES = (0.0, 0.7, 1.0)
-SCORED_BYTES = 400_000
+SCORED_BYTES = 200_000
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
