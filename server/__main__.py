@@ -9,13 +9,16 @@ from server.settings import read_settings
 def main() -> int:
     settings = read_settings()
     # torch takes seconds to import, for which --help and a mistyped flag should not wait
+    from server.engine_process import EngineProcess
     from server.loading import load_engine
     from server.process import serve
 
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    return serve(settings, load_engine)
+    if settings.engine == "thread":
+        return serve(settings, load_engine)
+    return serve(settings, lambda settings: EngineProcess(settings, load_engine))
 
 
 if __name__ == "__main__":

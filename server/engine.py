@@ -53,6 +53,8 @@ class Engine:
         self._open: set[int] = set()
         self._rounds = 0
         self._progress = time.monotonic()
+        self.flush: Callable[[], None] = lambda: None
+        """Called on the engine's thread when the events of a round have been delivered."""
         self._stopping = False
         self._ended = ""
         self._ending = threading.Lock()
@@ -183,6 +185,7 @@ class Engine:
                 deliver(event)
             except Exception:
                 logger.exception("the receiver of %s failed", request_id)
+        self.flush()
 
 
 def _job(submission: Submission) -> Job:

@@ -8,11 +8,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 from starlette.types import Receive
 
 from server.errors import EngineError
+from server.mailbox import Mailbox
 from server.messages import Event, Failed, Finished, Progress
 
 MOST_QUEUED = 256
@@ -32,14 +34,18 @@ class Flight:
     """
 
     def __init__(
-        self, choices: int, cancel: Callable[[int], None], observe: Callable[[int, Event], None]
+        self,
+        choices: int,
+        cancel: Callable[[int], None],
+        observe: Callable[[int, Event], None],
+        mailbox: Mailbox | None = None,
     ) -> None:
         self.choices = choices
         self._cancel = cancel
         self._observe = observe
         self._aloft = set(range(choices))
         self._landed = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
+        self._mailbox = mailbox or Mailbox(asyncio.get_running_loop())
         self._queue: list[ChoiceEvent] = []
         self._most_queued = MOST_QUEUED * choices
         self._arrived = asyncio.Event()
@@ -52,12 +58,8 @@ class Flight:
     def receiver(self, choice: int) -> Callable[[Event], None]:
         """What the engine calls, on its own thread, with the events of one choice."""
 
-        def deliver(event: Event) -> None:
-            # a closed loop raises RuntimeError: nobody is left to tell
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._arrive, choice, event)
-
-        return deliver
+        arrive = partial(self._arrive, choice)
+        return partial(self._mailbox.post, arrive)
 
     def _arrive(self, choice: int, event: Event) -> None:
         if choice not in self._aloft:

@@ -14,6 +14,7 @@ from typing import Protocol
 from server.admission import Admission
 from server.errors import Duplicate, Unavailable
 from server.flight import Flight
+from server.mailbox import Mailbox
 from server.messages import EngineInfo, EngineStatus, Event, Progress, Submission
 from server.metrics import Metrics, RequestMeter
 from server.settings import Settings
@@ -56,6 +57,7 @@ class Service:
             settings.max_waiting, settings.max_waiting_bytes, settings.max_seconds
         )
         self._flights: dict[str, Flight] = {}
+        self._mailbox: Mailbox | None = None
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -155,6 +157,7 @@ class Service:
             len(submissions),
             cancel=lambda choice: engine.cancel(submissions[choice].request_id),
             observe=observe,
+            mailbox=self._letters(),
         )
         for choice, submission in enumerate(submissions):
             engine.submit(submission, flight.receiver(choice))
@@ -162,6 +165,11 @@ class Service:
         self._flights[request_id] = flight
         self._empty.clear()
         return flight
+
+    def _letters(self) -> Mailbox:
+        if self._mailbox is None:
+            self._mailbox = Mailbox(asyncio.get_running_loop())
+        return self._mailbox
 
     def _land(self, request_id: str) -> None:
         del self._flights[request_id]

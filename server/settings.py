@@ -71,6 +71,9 @@ class Settings(BaseSettings):
         description="what passes run on: the core compiled for this processor, torch's "
         "operations, or the first where it can be had",
     )
+    engine: Literal["process", "thread"] = Field(
+        default="process", description="where decoding runs: beside HTTP, or in its process"
+    )
     max_batch: int = Field(default=8, ge=1, le=256, description="requests decoded at the same time")
     max_context: int | None = Field(
         default=None,

@@ -90,14 +90,15 @@ class EventStream(StreamingResponse):
             except TimeoutError:
                 yield _KEEP_ALIVE
                 continue
+            lines: list[bytes] = []
             for choice, event in events:
                 if isinstance(event, Failed):
-                    for line in self._form.error(EngineError(event.message)):
-                        yield line
+                    lines += self._form.error(EngineError(event.message))
+                    yield b"".join(lines)
                     return
-                for line in self._form.piece(choice, event):
-                    yield line
+                lines += self._form.piece(choice, event)
                 left -= isinstance(event, Finished)
+            yield b"".join(lines)
             if self._interval:
                 not_before = loop.time() + self._interval
         for line in self._form.end():

@@ -176,11 +176,8 @@ def test_silence_is_broken_by_comments() -> None:
 
     wire = play(script, keep_alive_s=0.002)
     assert wire.bodies.count(b": keep-alive\n\n") >= 3
-    assert [body for body in wire.bodies if not body.startswith(b":")] == [
-        b"late",
-        b"end",
-        b"[DONE]",
-    ]
+    output = [body for body in wire.bodies if not body.startswith(b":")]
+    assert b"|".join(output) in (b"late|end|[DONE]", b"lateend|[DONE]")
 
 
 def test_an_interval_lets_output_pile_up() -> None:

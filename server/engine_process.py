@@ -1,0 +1,225 @@
+"""The engine in a process of its own, behind the interface of `server.engine.Engine`.
+
+HTTP and decoding then do not take turns at one interpreter.  Submissions and cancellations go over
+a pipe; what a round gave comes back in one piece.  How the engine fares lies in shared memory, so
+that a glance costs no message and a round that hangs can be seen.
+"""
+
+import logging
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import RawArray
+from typing import Any
+
+from server.engine import LONGEST_STOP_S, Deliver, Engine
+from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Load = Callable[[Settings], Engine]
+
+GLANCE_S = 0.05
+"""Seconds between two looks of the child at its engine."""
+
+_RUNNING, _ROUNDS, _PROGRESS = range(3)
+
+
+@dataclass(frozen=True)
+class _NotLoaded:
+    """`expected`: what is to blame is the checkpoint or a setting, and the message says it all."""
+
+    message: str
+    expected: bool
+
+
+class EngineProcess:
+    """Starts a process, loads there, and speaks for the engine in it.
+
+    ValueError where the engine cannot be loaded, RuntimeError where loading fails otherwise.
+    """
+
+    def __init__(self, settings: Settings, load: Load) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._glance = RawArray("d", 3)
+        self._sending = threading.Lock()
+        self._deliver: dict[str, Deliver] = {}
+        self._changing = threading.Lock()
+        self._arrived = time.monotonic()
+        self._ended = ""
+        self._process = context.Process(
+            target=_run, args=(theirs, self._glance, settings, load), name="engine", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        try:
+            first: EngineInfo | _NotLoaded = self._pipe.recv()
+        except EOFError:
+            raise RuntimeError("the engine's process ended while it was loading") from None
+        if isinstance(first, _NotLoaded):
+            self._process.join()
+            raise (ValueError if first.expected else RuntimeError)(first.message)
+        self.info = first
+        self._reader = threading.Thread(target=self._read, name="engine events", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    def submit(self, submission: Submission, deliver: Deliver) -> None:
+        """Queues a request; thread-safe.  After the engine's end it fails at once."""
+        with self._changing:
+            taken = submission.request_id in self._deliver
+            if not taken and not self._ended:
+                if not self._deliver:
+                    self._arrived = time.monotonic()
+                self._deliver[submission.request_id] = deliver
+        if taken:
+            deliver(Failed(f"request_id {submission.request_id} is already in flight"))
+        elif self._ended:
+            deliver(Failed(self._ended))
+        else:
+            self._send(submission)
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request with reason cancelled if it is in flight; thread-safe."""
+        self._send(request_id)
+
+    def stop(self) -> None:
+        """Ends everything in flight with an error and the process with it, even if it hangs."""
+        self._send(None)
+        self._process.join(LONGEST_STOP_S)
+        if self._process.is_alive():
+            logger.error("a round has not ended for %.0f s; its process is killed", LONGEST_STOP_S)
+            self._process.kill()
+            self._process.join()
+        self._reader.join()
+
+    def status(self) -> EngineStatus:
+        in_flight = len(self._deliver)
+        running = min(int(self._glance[_RUNNING]), in_flight)
+        progress = max(self._glance[_PROGRESS], self._arrived)
+        return EngineStatus(
+            running=running,
+            waiting=in_flight - running,
+            rounds=int(self._glance[_ROUNDS]),
+            idle=not in_flight,
+            seconds_since_progress=time.monotonic() - progress,
+            alive=self._process.is_alive() and not self._ended,
+        )
+
+    def _send(self, message: Submission | str | None) -> None:
+        # a process that is gone is the reader's to tell
+        with suppress(OSError), self._sending:
+            self._pipe.send(message)
+
+    def _read(self) -> None:
+        stopped = False
+        with suppress(EOFError, OSError):
+            while True:
+                message: list[tuple[str, Event]] | None = self._pipe.recv()
+                if message is None:
+                    stopped = True
+                    continue
+                for request_id, event in message:
+                    self._pass_on(request_id, event)
+        reason = "the server is shutting down" if stopped else "the engine has died"
+        if not stopped:
+            logger.error("the engine's process has ended, exit code %s", self._process.exitcode)
+        with self._changing:
+            self._ended = reason
+        for request_id in list(self._deliver):
+            self._pass_on(request_id, Failed(reason))
+
+    def _pass_on(self, request_id: str, event: Event) -> None:
+        deliver = self._deliver[request_id]
+        if not isinstance(event, Progress):
+            del self._deliver[request_id]
+        try:
+            deliver(event)
+        except Exception:
+            logger.exception("the receiver of %s failed", request_id)
+
+
+def _run(pipe: Connection, glance: Any, settings: Settings, load: Load) -> None:
+    """The child: loads, then serves the pipe until it is told to stop or the parent is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent says when to end
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    loaded = _loaded(settings, load)
+    if isinstance(loaded, _NotLoaded):
+        pipe.send(loaded)
+        return
+    engine, outbox = loaded, _Outbox(pipe)
+    engine.flush = outbox.flush
+    pipe.send(engine.info)
+    with suppress(EOFError, OSError):
+        while True:
+            status = engine.status()
+            glance[_RUNNING], glance[_ROUNDS] = status.running, status.rounds
+            glance[_PROGRESS] = time.monotonic() - status.seconds_since_progress
+            if not status.alive:
+                break
+            if not pipe.poll(GLANCE_S):
+                continue
+            message: Submission | str | None = pipe.recv()
+            if message is None:
+                break
+            if isinstance(message, str):
+                engine.cancel(message)
+            else:
+                engine.submit(message, outbox.of(message.request_id))
+    alive = engine.status().alive
+    engine.stop()
+    outbox.flush()
+    if alive:
+        with suppress(OSError):
+            pipe.send(None)
+
+
+def _loaded(settings: Settings, load: Load) -> Engine | _NotLoaded:
+    """On a thread that ends: see `Service.start` for why."""
+    result: list[Engine | _NotLoaded] = []
+
+    def run() -> None:
+        try:
+            result.append(load(settings))
+        except (ValueError, OSError) as error:
+            result.append(_NotLoaded(str(error), expected=True))
+        except Exception as error:
+            logger.exception("the engine could not be loaded")
+            result.append(_NotLoaded(f"{type(error).__name__}: {error}", expected=False))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return result[0]
+
+
+class _Outbox:
+    """Events on their way to the parent: those of a round in one message."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._events: list[tuple[str, Event]] = []
+        self._sending = threading.Lock()
+
+    def of(self, request_id: str) -> Deliver:
+        return lambda event: self._events.append((request_id, event))
+
+    def flush(self) -> None:
+        with self._sending:
+            events, self._events = self._events, []
+            if events:
+                with suppress(OSError):  # the parent is gone, and soon we are
+                    self._pipe.send(events)

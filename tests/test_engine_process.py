@@ -1,0 +1,169 @@
+"""An engine in a process of its own: the same answers, and what happens when either dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_engine import INFO, Receiver, eventually, fake_decoder, mixed
+from test_scheduler import submission
+
+from server.engine import Engine
+from server.engine_process import EngineProcess
+from server.messages import FinishReason
+from server.settings import Settings
+
+SETTINGS = Settings(_cli_parse_args=False, api_keys=("secret",))  # type: ignore[call-arg]
+
+
+def load(settings: Settings) -> Engine:
+    assert settings.all_keys == (b"secret",)
+    engine = Engine(fake_decoder(), INFO)
+    engine.start()
+    return engine
+
+
+class Sleepy:
+    """A model whose passes take as long as they like."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def forward(self, tokens: Any, *rest: Any) -> Any:
+        if (tokens == ord("z")).any():
+            time.sleep(60)
+        return self.model.forward(tokens, *rest)
+
+
+def load_sleepy(settings: Settings) -> Engine:
+    decoder = fake_decoder()
+    decoder.model = Sleepy(decoder.model)  # type: ignore[assignment]
+    engine = Engine(decoder, INFO)
+    engine.start()
+    return engine
+
+
+def load_nothing(settings: Settings) -> Engine:
+    raise ValueError("model.safetensors: is not there")
+
+
+def load_badly(settings: Settings) -> Engine:
+    raise KeyError("surprise")
+
+
+def load_to_death(settings: Settings) -> Engine:
+    os._exit(3)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_it_answers_as_an_engine_beside_would() -> None:
+    engine = EngineProcess(SETTINGS, load)
+    try:
+        assert engine.info == INFO
+        receivers = [Receiver() for _ in range(16)]
+        for index, receiver in enumerate(receivers):
+            engine.submit(mixed(index), receiver)
+        assert not engine.status().idle
+        ends = [receiver.finished() for receiver in receivers]
+        assert eventually(lambda: engine.status().idle)
+        assert engine.status().rounds > 0
+        beside = load(SETTINGS)
+        for index, (receiver, end) in enumerate(zip(receivers, ends, strict=True)):
+            other = Receiver()
+            beside.submit(mixed(index), other)
+            assert other.finished().speculation == end.speculation
+            assert other.output == receiver.output
+        beside.stop()
+    finally:
+        engine.stop()
+    assert not engine.status().alive
+    late = Receiver()
+    engine.submit(submission("late"), late)
+    assert late.failed() == "the server is shutting down"
+
+
+def test_a_request_is_cancelled_and_its_id_can_be_used_again() -> None:
+    engine = EngineProcess(SETTINGS, load_sleepy)
+    try:
+        first, second = Receiver(), Receiver()
+        engine.submit(submission("a", prompt=b"long", max_tokens=150, eos=None), first)
+        engine.submit(submission("a"), second)
+        assert second.failed() == "request_id a is already in flight"
+        engine.cancel("a")
+        engine.cancel("nobody")
+        assert first.finished().reason in (FinishReason.CANCELLED, FinishReason.LENGTH)
+        third = Receiver()
+        engine.submit(submission("a"), third)
+        third.finished()
+    finally:
+        engine.stop()
+
+
+def test_what_cannot_be_loaded_is_told() -> None:
+    with pytest.raises(ValueError, match=r"model.safetensors: is not there"):
+        EngineProcess(SETTINGS, load_nothing)
+    with pytest.raises(RuntimeError, match="KeyError: 'surprise'"):
+        EngineProcess(SETTINGS, load_badly)
+    with pytest.raises(RuntimeError, match="ended while it was loading"):
+        EngineProcess(SETTINGS, load_to_death)
+
+
+def test_a_process_that_is_killed_fails_what_is_in_flight() -> None:
+    engine = EngineProcess(SETTINGS, load_sleepy)
+    receiver = Receiver()
+    engine.submit(submission("a", prompt=b"zz", max_tokens=10), receiver)
+    assert eventually(lambda: engine.status().running == 1)
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    assert receiver.failed() == "the engine has died"
+    assert eventually(lambda: not engine.status().alive)
+    late = Receiver()
+    engine.submit(submission("b"), late)
+    assert late.failed() == "the engine has died"
+    engine.cancel("b")
+    engine.stop()
+
+
+def test_a_round_that_hangs_is_seen_and_does_not_outlive_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("server.engine_process.LONGEST_STOP_S", 0.5)
+    engine = EngineProcess(SETTINGS, load_sleepy)
+    receiver = Receiver()
+    engine.submit(submission("a", prompt=b"zz", max_tokens=10), receiver)
+    assert eventually(lambda: engine.status().seconds_since_progress > 0.5)
+    assert engine.status().alive
+    engine.stop()
+    assert receiver.failed() in ("the engine has died", "the server is shutting down")
+    assert engine.pid is not None
+    assert not alive(engine.pid)
+
+
+def test_the_process_does_not_outlive_its_parent() -> None:
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); import test_engine_process as t\n"
+        "if __name__ == '__main__':\n"
+        "    print(t.EngineProcess(t.SETTINGS, t.load).pid, flush=True); time.sleep(60)"
+    )
+    here = Path(__file__).parent
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(here)], stdout=subprocess.PIPE, cwd=here.parent
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert alive(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert eventually(lambda: not alive(child))
