@@ -67,14 +67,16 @@ def _built() -> Path:
     key = hashlib.sha256(source + repr((FLAGS, compiler, _processor())).encode()).hexdigest()[:20]
     for directory in _directories():
         path = directory / f"specdec-{key}.so"
-        if path.exists():
+        if path.exists() and _ours(directory):
             return path
     if compiler is None:
         raise NativeUnavailable("no C++ compiler was found")
     for directory in _directories():
         path = directory / f"specdec-{key}.so"
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _ours(directory):
+                continue
             with tempfile.TemporaryDirectory(dir=directory) as temporary:
                 logger.info("compiling the core for this processor")
                 fresh = Path(temporary) / "library.so"
@@ -96,6 +98,12 @@ def _directories() -> list[Path]:
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     places = [home / "specdec", Path(tempfile.gettempdir()) / f"specdec-{os.getuid()}"]
     return [Path(given), *places] if given else places
+
+
+def _ours(directory: Path) -> bool:
+    """Whether nobody else can have put a library there: it will run with our rights."""
+    status = directory.stat()
+    return status.st_uid in (0, os.getuid()) and not status.st_mode & 0o022
 
 
 def _processor() -> str:

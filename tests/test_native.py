@@ -251,6 +251,18 @@ def test_it_is_compiled_once_and_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert first.stat().st_mtime_ns == stamp
 
 
+def test_a_directory_that_others_write_to_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    monkeypatch.setattr(library, "_directories", lambda: [shared])
+    name = library._built().name
+    (shared / name).write_bytes(b"not a library")
+    shared.chmod(0o777)
+    monkeypatch.setattr(library, "_directories", lambda: [shared, own])
+    assert library._built() == own / name
+
+
 def test_jobs_of_all_kinds_are_equal_to_base_alone() -> None:
     model = tiny_model()
     decoder = build_decoder(
