@@ -15,7 +15,7 @@ from specdec.native_rule import NativeRule
 from specdec.native_stack import NativeModel
 from specdec.packed import PackedModel
 from specdec.prophet import AutoregressiveProphet
-from specdec.round import RuleOf, TorchRule
+from specdec.rule import RuleOf, TorchRule
 
 logger = logging.getLogger(__name__)
 

@@ -15,16 +15,8 @@ import torch
 from specdec.attention import LONGEST_SPAN
 from specdec.drafter import Drafter
 from specdec.logprobs import ByteLogprob
-from specdec.round import (
-    Emitted,
-    Group,
-    Prefill,
-    RuleOf,
-    Shapes,
-    SlotModel,
-    TorchRule,
-    run_round,
-)
+from specdec.round import Emitted, Prefill, Shapes, SlotModel, run_round
+from specdec.rule import Group, RuleOf, TorchRule
 from specdec.sampling import Features, SamplingParams
 from specdec.state import SlotState
 

@@ -7,7 +7,6 @@ start at any round.
 c rows of a group, W rows verified for each, γ drafts, s leading states, D width of the model.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -17,12 +16,17 @@ from torch import Tensor
 
 from specdec.config import LONGEST_DRAFT
 from specdec.layers import rotary_table, wide
+from specdec.native_rule import NativeRule
 from specdec.native_stack import NativeStack
 from specdec.packed import PackedBlock, pack_linear
 from specdec.prophet import AutoregressiveProphet
 
-Pick = Callable[[int, Tensor], Tensor]
-"""(k, logits [c, 256]) → bytes [c]: the byte rule for draft k, from 0, with the rows' own noise."""
+
+class Picker(Protocol):
+    """The byte rule with the rows' own noise: what of a `specdec.rule.Rule` a drafter uses."""
+
+    def pick(self, step: int, logits: Tensor) -> Tensor:
+        """Bytes [c] for draft `step`, from 0, of logits [c, 256]."""
 
 
 class Drafter(Protocol):
@@ -38,7 +42,9 @@ class Drafter(Protocol):
     def copy(self, source: int, target: int, places: int) -> None:
         """Makes slot `target` know what `source` knows, which is the first `places` of a text."""
 
-    def draft(self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, pick: Pick) -> Tensor:
+    def draft(
+        self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker
+    ) -> Tensor:
         """Bytes [c, γ] that may follow last [c], the byte at index length [c] of each row."""
 
 
@@ -72,12 +78,11 @@ class AutoregressiveDrafter:
         )
         self.states_type = kind if native else dtype
         places = self.leading + self.longest
-        self.passes: _Passes
+        self.passes: NativeStack | _PackedPasses
         if native:
-            self.passes = _NativePasses(
-                NativeStack(
-                    prophet.stack, prophet.head.weight, slots=slots, places=places, dtype=dtype
-                )
+            # every place is written again before it is seen: nothing is left between rounds
+            self.passes = NativeStack(
+                prophet.stack, prophet.head.weight, slots=slots, places=places, dtype=dtype
             )
         else:
             self.passes = _PackedPasses(prophet, places, device, dtype)
@@ -97,7 +102,9 @@ class AutoregressiveDrafter:
         self.states[target] = self.states[source]
 
     @torch.no_grad()
-    def draft(self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, pick: Pick) -> Tensor:
+    def draft(
+        self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker
+    ) -> Tensor:
         count, s = slots.shape[0], self.leading
         projected = self.projection(self.states[slots].flatten(0, 1).to(self.states_type))
         present = (length[:, None] - s + self.offsets >= 0)[..., None]
@@ -105,40 +112,31 @@ class AutoregressiveDrafter:
             present, projected.view(count, s, -1).to(self.missing.dtype), self.missing
         )
         x = torch.cat((lead, self.embedding[last][:, None]), 1)
+        if isinstance(self.passes, NativeStack) and isinstance(rule, NativeRule):
+            return self.passes.draft(rule.slots_at, slots, x, self.embedding, gamma)
+        return self._draft_by_step(slots, x, gamma, rule)
+
+    def _draft_by_step(self, slots: Tensor, x: Tensor, gamma: int, rule: Picker) -> Tensor:
         drafts: list[Tensor] = []
-        self.passes.begin()
+        caches: Caches = []
         for step in range(gamma):
-            logits = self.passes.advance(slots, x, s + step)
-            drafts.append(pick(step, logits))
+            logits = self._advance(slots, x, self.leading + step, caches)
+            drafts.append(rule.pick(step, logits))
             x = self.embedding[drafts[-1]][:, None]
         return torch.stack(drafts, 1)
 
-
-class _Passes(Protocol):
-    """The prophet's passes within one round."""
-
-    def begin(self) -> None: ...
-
-    def advance(self, slots: Tensor, x: Tensor, newest: int) -> Tensor:
+    def _advance(self, slots: Tensor, x: Tensor, newest: int, caches: "Caches") -> Tensor:
         """Logits [c, 256] after x [c, t, P] of slots [c], whose last row has position `newest`."""
-
-
-class _NativePasses:
-    def __init__(self, stack: NativeStack) -> None:
-        self.stack = stack
-
-    def begin(self) -> None:
-        pass  # every place is written again before it is seen
-
-    def advance(self, slots: Tensor, x: Tensor, newest: int) -> Tensor:
-        count, rows = x.shape[:2]
-        if rows == 1:
-            slot, place = slots, torch.full_like(slots, newest)
-        else:
+        if isinstance(self.passes, NativeStack):
+            rows = x.shape[1]
             slot = slots.repeat_interleave(rows)
-            place = torch.arange(newest + 1 - rows, newest + 1).repeat(count)
-        _, logits = self.stack.forward(x.flatten(0, 1), slot, place, place)
-        return logits[rows - 1 :: rows]
+            place = torch.arange(newest + 1 - rows, newest + 1).repeat(len(slots))
+            return self.passes.forward(x.flatten(0, 1), slot, place, place)[1][rows - 1 :: rows]
+        return self.passes.advance(x, newest, caches)
+
+
+Caches = list[tuple[Tensor, Tensor]]
+"""Keys and values of each block within one round."""
 
 
 class _PackedPasses:
@@ -158,14 +156,9 @@ class _PackedPasses:
         self.head = pack_linear(prophet.head.weight.to(device, kind))
         cos, sin = rotary_table(places, block.head_dim, block.rope_theta, kind)
         self.cos, self.sin = cos.to(device)[:, None], sin.to(device)[:, None]
-        self.caches: list[tuple[Tensor, Tensor]] = []
 
-    def begin(self) -> None:
-        self.caches = []
-
-    def advance(self, slots: Tensor, x: Tensor, newest: int) -> Tensor:
+    def advance(self, x: Tensor, newest: int, caches: Caches) -> Tensor:
         count, rows = x.shape[:2]
-        caches = self.caches
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         cos, sin = (table[newest + 1 - rows : newest + 1] for table in (self.cos, self.sin))
         if rows > 1:  # a single place broadcasts

@@ -33,6 +33,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "specdec_finish": (None, [_POINTER] * 5),
     "specdec_forward": (None, [_POINTER, _POINTER, _INT] + [_POINTER] * 6),
     "specdec_copy": (None, [_POINTER, _INT, _INT, _INT]),
+    "specdec_draft": (None, [_POINTER] * 3 + [_INT] * 3 + [_POINTER] * 4),
     "specdec_choose": (
         None,
         [_POINTER, _INT, _INT, _INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specdec.config import LONGEST_DRAFT
 from specdec.native_library import native_library
-from specdec.round import Group
+from specdec.rule import Group
 from specdec.state import NOISE_AHEAD, SlotState
 
 _TENSORS = (
@@ -44,12 +44,13 @@ _slots: WeakKeyDictionary[SlotState, _Slots] = WeakKeyDictionary()
 
 
 class NativeRule:
-    """See `specdec.round.Rule`.  The state's tensors are only ever written in place."""
+    """See `specdec.rule.Rule`.  The state's tensors are only ever written in place."""
 
     def __init__(self, state: SlotState, group: Group) -> None:
         if state not in _slots:
             _slots[state] = _Slots.of(state)
-        self._at = ctypes.byref(_slots[state])
+        self.slots_at = ctypes.byref(_slots[state])
+        """What the core's functions take for the slots."""
         self._choose = native_library().specdec_choose
         self._members = group.slots
         self.length = state.length[group.slots]
@@ -69,7 +70,7 @@ class NativeRule:
         logits = logits.contiguous()
         chosen = torch.empty(count, width, dtype=torch.int64)
         self._choose(
-            self._at,
+            self.slots_at,
             count,
             width,
             before,

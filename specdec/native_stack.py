@@ -6,6 +6,7 @@ the other for all of its decoding.
 """
 
 import ctypes
+from typing import Any
 from weakref import finalize
 
 import torch
@@ -80,6 +81,20 @@ class NativeStack:
             self._handle, self._team, rows, *(ctypes.c_void_p(a.data_ptr()) for a in arrays)
         )
         return hidden, logits
+
+    def draft(
+        self, slots_at: Any, slot: Tensor, x: Tensor, embedding: Tensor, gamma: int
+    ) -> Tensor:
+        """Bytes [c, γ] that follow x [c, t, D], the first inputs of slots [c], each byte's
+        embedding [256, D] the input to the next; chosen by the rule over the rows at `slots_at`."""
+        count, lead = x.shape[:2]
+        x = x.contiguous()
+        drafts = torch.empty(count, gamma, dtype=torch.int64)
+        arrays = (slot, x, embedding, drafts)
+        self._library.specdec_draft(
+            self._handle, self._team, slots_at, count, lead, gamma, *(a.data_ptr() for a in arrays)
+        )
+        return drafts
 
     def copy(self, source: int, target: int, places: int) -> None:
         self._library.specdec_copy(self._handle, source, target, places)

@@ -11,7 +11,6 @@ model's own choice, so the bytes that a round emits are those of plain decoding:
 c rows of a group, γ drafts, W = γ + 1 rows verified for each.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -23,7 +22,7 @@ from specdec.attention import Groups
 from specdec.config import VOCAB_SIZE
 from specdec.drafter import Drafter
 from specdec.logprobs import Logprobs, logprobs_of
-from specdec.sampling import Features, SamplingRows, choose
+from specdec.rule import Group, RuleOf, TorchRule
 from specdec.state import SlotState
 
 
@@ -35,20 +34,6 @@ class SlotModel(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
     def copy(self, source: int, target: int, places: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows that decode with the same number of drafts at most.
-
-    slots [c]; `width` is W.  A row's own `draft_length` may be shorter than W-1.  Of so many
-    `alternatives` the log-probabilities are given, of none below 0.
-    """
-
-    slots: Tensor
-    width: int
-    features: Features
-    alternatives: int = -1
 
 
 @dataclass(frozen=True)
@@ -104,6 +89,9 @@ def accept(
     room [c] ≥ 1 is how many bytes the row may still emit, eos [c] its last byte or -1.
     """
     width = chosen.shape[1]
+    if width == 1:  # nothing was drafted, and there is room for a byte
+        none = torch.zeros_like(eos)
+        return Emitted(chosen, none + 1, none, chosen[:, 0] == eos)
     places = torch.arange(width, device=chosen.device)
     kept = (drafts == chosen[:, :-1]) & (places[:-1] < draft_length[:, None])
     agreed = kept.cumprod(1).sum(1)
@@ -112,64 +100,6 @@ def accept(
     ended = is_end.any(1)
     count = torch.where(ended, is_end.int().argmax(1) + 1, count)
     return Emitted(chosen, count, torch.minimum(agreed, count), ended)
-
-
-class Rule(Protocol):
-    """The byte rule bound to a group's rows, for drafting and for judging alike.
-
-    length [c] is the index of each row's last byte, eos [c] its end-of-document byte or -1.
-    """
-
-    length: Tensor
-    eos: Tensor
-
-    def pick(self, step: int, logits: Tensor) -> Tensor:
-        """Draft `step` from the drafter's logits [c, 256]; earlier drafts count as output."""
-
-    def judge(self, logits: Tensor, drafts: Tensor) -> Tensor:
-        """The model's choices [c, W] from logits [c, W, 256], after each prefix of the drafts."""
-
-
-class TorchRule:
-    """The rule on torch's operations, for any device."""
-
-    def __init__(self, state: SlotState, group: Group) -> None:
-        self.state, self.group = state, group
-        self.rows: SamplingRows = state.sampling.take(group.slots)
-        self.eos = self.rows.eos
-        self.length = state.length[group.slots]
-        self.counts = state.counts[group.slots]
-
-    def noise(self, slots: Tensor, position: Tensor) -> Tensor | None:
-        return self.state.noise_at(slots, position) if self.group.features.sampled else None
-
-    def pick(self, step: int, logits: Tensor) -> Tensor:
-        position = self.length + 1 + step
-        noise = self.noise(self.group.slots, position)
-        picked = choose(logits, self.rows, self.counts, position, noise, self.group.features)
-        if self.group.features.adjusted:
-            self.counts = self.counts + F.one_hot(picked, VOCAB_SIZE)
-        return picked
-
-    def judge(self, logits: Tensor, drafts: Tensor) -> Tensor:
-        state, group = self.state, self.group
-        count, width = logits.shape[:2]
-        each = group.slots.repeat_interleave(width)
-        position = (self.length[:, None] + 1 + torch.arange(width, device=logits.device)).flatten()
-        counts = state.counts[group.slots]
-        if group.features.adjusted:
-            before = F.pad(F.one_hot(drafts, VOCAB_SIZE).cumsum(1), (0, 0, 1, 0))
-            counts = (counts[:, None] + before).flatten(0, 1)
-        else:
-            counts = counts[:0]
-        rows = state.sampling.take(each)
-        chosen = choose(
-            logits.flatten(0, 1), rows, counts, position, self.noise(each, position), group.features
-        )
-        return chosen.view(count, width)
-
-
-RuleOf = Callable[[SlotState, Group], Rule]
 
 
 @torch.no_grad()
@@ -189,7 +119,7 @@ def run_round(
         drafts = last.new_zeros(len(last), 0)
         if group.width > 1:
             assert drafter is not None
-            drafts = drafter.draft(group.slots, last, rule.length, group.width - 1, rule.pick)
+            drafts = drafter.draft(group.slots, last, rule.length, group.width - 1, rule)
         drafted.append(drafts)
         tokens.append(torch.cat((last[:, None], drafts), 1).flatten())
         slots.append(group.slots.repeat_interleave(group.width))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specdec.attention import Groups
-from specdec.drafter import Pick
+from specdec.drafter import Picker
 
 WIDTH = 4
 """Width of the fake's hidden states."""
@@ -116,7 +116,9 @@ class FakeDrafter:
         assert len(self.observed[source]) == places
         self.observed[target] = list(self.observed[source])
 
-    def draft(self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, pick: Pick) -> Tensor:
+    def draft(
+        self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker
+    ) -> Tensor:
         texts = []
         for slot, m, byte in zip(slots.tolist(), length.tolist(), last.tolist(), strict=True):
             committed = self.model.cache[slot, :m].tolist()
@@ -125,7 +127,7 @@ class FakeDrafter:
         drafts = []
         for step in range(gamma):
             logits = torch.stack([self.model.logits_after(text) for text in texts])
-            right = pick(step, logits).tolist()
+            right = rule.pick(step, logits).tolist()
             drafts.append([self.guess(b, text) for b, text in zip(right, texts, strict=True)])
             for text, byte in zip(texts, drafts[-1], strict=True):
                 text.append(byte)

@@ -20,7 +20,7 @@ from specdec.native_library import NativeUnavailable, native_library
 from specdec.native_rule import NativeRule
 from specdec.native_stack import NativeModel
 from specdec.packed import PackedModel
-from specdec.round import Group, TorchRule
+from specdec.rule import Group, TorchRule
 from specdec.sampling import Features, SamplingParams
 from specdec.state import SlotState
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specdec.build import Model
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
-from specdec.drafter import AutoregressiveDrafter, Pick
+from specdec.drafter import AutoregressiveDrafter, Picker
 from specdec.packed import PackedModel
 from specdec.prophet import AutoregressiveProphet
 from train.objective import Aim, objective, random_starts
@@ -24,16 +24,20 @@ class Recorder(AutoregressiveDrafter):
         self.text, self.wrong_at = text, wrong_at
         self.calls: list[tuple[int, Tensor]] = []
 
-    def draft(self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, pick: Pick) -> Tensor:
+    def draft(
+        self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker
+    ) -> Tensor:
         start, logits = int(length[0]), []
         wrong = self.wrong_at.pop(0) if self.wrong_at else gamma
+        text = self.text
 
-        def steered(step: int, scores: Tensor) -> Tensor:
-            logits.append(scores[0])
-            byte = self.text[start + 1 + step] if start + 1 + step < len(self.text) else 0
-            return torch.tensor([byte ^ (step == wrong)])
+        class Steered:
+            def pick(self, step: int, scores: Tensor) -> Tensor:
+                logits.append(scores[0])
+                byte = text[start + 1 + step] if start + 1 + step < len(text) else 0
+                return torch.tensor([byte ^ (step == wrong)])
 
-        drafts = super().draft(slots, last, length, gamma, steered)
+        drafts = super().draft(slots, last, length, gamma, Steered())
         # logits after a wrong draft are those of another text; training never saw that one
         self.calls.append((start, torch.stack(logits[: wrong + 1])))
         return drafts

@@ -283,6 +283,7 @@ class Stack {
                          const int64_t* position, const int64_t* index, float* hidden,
                          float* logits) = 0;
     virtual void copy(int source, int target, int places) = 0;
+    virtual int width() const = 0;
 };
 
 // W holds weights and cache, V the head: bfloat16 pairs or float32.
@@ -320,6 +321,8 @@ template <class W, class V> class StackOf : public Stack {
         cos_.assign(cos, cos + s_.places * s_.head);
         sin_.assign(sin, sin + s_.places * s_.head);
     }
+
+    int width() const override { return int(s_.width); }
 
     void copy(int source, int target, int places) override {
         size_t key = size_t(padded(places)) / PAIR * s_.head * stride<W>();
@@ -552,6 +555,11 @@ template <class W, class V> class StackOf : public Stack {
 
 extern "C" {
 
+// byte_rule.cpp
+struct SpecdecSlots;
+void specdec_choose(const SpecdecSlots* slots, int rows, int width, int before, const int64_t* slot,
+                    const float* logits, const int64_t* bytes, int stride, int64_t* chosen);
+
 void* specdec_team(int threads) { return new Team(threads); }
 void specdec_team_free(void* team) { delete static_cast<Team*>(team); }
 
@@ -580,5 +588,36 @@ void specdec_forward(void* stack, void* team, int rows, const float* x, const in
 }
 void specdec_copy(void* stack, int source, int target, int places) {
     static_cast<Stack*>(stack)->copy(source, target, places);
+}
+
+// Drafts [rows, gamma]: x [rows, lead, D] are the first inputs of each row, and the embedding of each
+// byte that the rule picks the next.
+void specdec_draft(void* stack, void* team, const SpecdecSlots* slots, int rows, int lead, int gamma,
+                   const int64_t* slot, const float* x, const float* embedding, int64_t* drafts) {
+    Stack& passes = *static_cast<Stack*>(stack);
+    Team& threads = *static_cast<Team*>(team);
+    int width = passes.width(), all = rows * lead;
+    std::vector<int64_t> each(all), place(all), picked(rows);
+    for (int i = 0; i < all; ++i) {
+        each[i] = slot[i / lead];
+        place[i] = i % lead;
+    }
+    std::vector<float> hidden(size_t(all) * width), logits(size_t(all) * 256), input(size_t(rows) * width);
+    passes.forward(threads, all, x, each.data(), place.data(), place.data(), hidden.data(), logits.data());
+    for (int r = 0; r < rows; ++r)
+        std::copy_n(&logits[(size_t(r) * lead + lead - 1) * 256], 256, &logits[size_t(r) * 256]);
+    for (int step = 0; step < gamma; ++step) {
+        if (step) {
+            for (int r = 0; r < rows; ++r) {
+                std::copy_n(embedding + drafts[int64_t(r) * gamma + step - 1] * width, width,
+                            &input[size_t(r) * width]);
+                place[r] = lead + step - 1;
+            }
+            passes.forward(threads, rows, input.data(), slot, place.data(), place.data(), hidden.data(),
+                           logits.data());
+        }
+        specdec_choose(slots, rows, 1, step, slot, logits.data(), drafts, gamma, picked.data());
+        for (int r = 0; r < rows; ++r) drafts[int64_t(r) * gamma + step] = picked[r];
+    }
 }
 }
