@@ -251,6 +251,7 @@ class Trainer:
         """Trains to the last step, for `most` steps, or until SIGTERM or SIGINT, and saves."""
         config, talks = self.config, self.world.leads
         last = config.steps if most is None else min(config.steps, self.step + most)
+        self.directory.mkdir(parents=True, exist_ok=True)
         bar = tqdm(
             total=config.steps,
             initial=self.step,
@@ -259,6 +260,8 @@ class Trainer:
             disable=not talks,
         )
         with bar, self._stopped_by_signals():
+            if not self.step:
+                self._look(bar)
             while self.step < last and not self.world.any(self.stopping):
                 began = time.perf_counter()
                 rows, length = config.window_at(self.step)
@@ -270,21 +273,27 @@ class Trainer:
                     f"{rows * config.accumulate * length / elapsed:,.0f} bytes/s"
                 )
                 bar.update()
-                if talks and (self.step % config.evaluate_every == 0 or self.step == config.steps):
-                    row = self.evaluate()
-                    bar.write(json.dumps(row))
-                    write_curve(self.directory, self.curve)
-                    if config.tensorboard:
-                        write_tensorboard(self.directory / "tensorboard", row)
-                every = config.demonstrate_every
-                if talks and every and self.step % every == 0:
-                    text = demonstrate(self.model, self.prophet, self.corpus, self.step)
-                    bar.write(text)
-                    with (self.directory / "demonstrations.log").open("a", encoding="utf-8") as log:
-                        log.write(text + "\n")
+                self._look(bar)
                 if self.step % config.save_every == 0:
                     self.save()
             self.save()
+
+    def _look(self, bar: "tqdm[Any]") -> None:
+        """Validation and demonstration where the step is due for them, the first before any."""
+        config = self.config
+        if not self.world.leads:
+            return
+        if self.step % config.evaluate_every == 0 or self.step == config.steps:
+            row = self.evaluate()
+            bar.write(json.dumps(row))
+            write_curve(self.directory, self.curve)
+            if config.tensorboard:
+                write_tensorboard(self.directory / "tensorboard", row)
+        if config.demonstrate_every and self.step % config.demonstrate_every == 0:
+            text = demonstrate(self.model, self.prophet, self.corpus, self.step)
+            bar.write(text)
+            with (self.directory / "demonstrations.log").open("a", encoding="utf-8") as log:
+                log.write(text + "\n")
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
