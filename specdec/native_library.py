@@ -12,6 +12,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,21 @@ def team() -> int:
     """The threads that passes run on, as many as torch computes with; one team in a process."""
     handle: int = native_library().specdec_team(torch.get_num_threads())
     return handle
+
+
+@contextmanager
+def torch_on_one_thread() -> Iterator[None]:
+    """Within, torch's operations stay on the calling thread.
+
+    After an operation that it shares torch's threads spin on the cores that a pass needs.
+    """
+    team()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _built() -> Path:
