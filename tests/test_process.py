@@ -1,6 +1,7 @@
 """The end of the process, and what goes on before it."""
 
 import asyncio
+import http.client
 import json
 import os
 import shutil
@@ -52,8 +53,11 @@ def ask(url: str, seconds: float) -> httpx.Response:
 
 
 def test_what_is_begun_is_finished_before_the_process_ends() -> None:
-    with served() as (process, url), ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(ask, url, 2.5)
+    with served() as (process, url):
+        # sent before the stream is asked for, so that it is in flight when that has begun
+        waiting = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+        headers = {"Content-Type": "application/json"}
+        waiting.request("POST", "/generate", b'{"prompt": "2.5"}', headers)
         with httpx.stream(
             "POST", f"{url}/generate", json={"prompt": "2.5", "stream": True}
         ) as stream:
@@ -68,7 +72,8 @@ def test_what_is_begun_is_finished_before_the_process_ends() -> None:
             assert (refused.status_code, error_of(refused)["code"]) == (503, "draining")
             assert httpx.get(f"{url}/health").json() == {"status": "draining"}
             assert '"finish_reason": "stop"' in "".join(lines)
-        assert answer.result().json()["text"] == "begun"
+        assert json.loads(waiting.getresponse().read())["text"] == "begun"
+        waiting.close()
         assert process.wait(10) == 0
 
 
