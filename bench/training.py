@@ -79,9 +79,8 @@ def measure(config: TrainConfig, device: str, steps: int) -> dict[str, object]:
         trainer = Trainer(config, Path(directory), torch.device(device))
         rows, length = config.window_at(0)
         operations = step_operations(trainer)
-        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         shapes = linear_shapes(trainer.model)
-        rate = product_rate(shapes, rows * length, dtype, device)
+        rate = product_rate(shapes, rows * length, trainer.dtype, device)
         seconds = []
         for step in range(steps + 2):
             _synchronize(device)

@@ -178,14 +178,19 @@ class Engine:
 
     def _send(self, deliveries: Deliveries) -> None:
         for request_id, event in deliveries:
-            deliver = self._deliver[request_id]
-            if not isinstance(event, Progress):
-                del self._deliver[request_id]
-            try:
-                deliver(event)
-            except Exception:
-                logger.exception("the receiver of %s failed", request_id)
+            pass_on(self._deliver, request_id, event)
         self.flush()
+
+
+def pass_on(receivers: dict[str, Deliver], request_id: str, event: Event) -> None:
+    """Hands a request's event to its receiver, which leaves `receivers` with the last one."""
+    deliver = receivers[request_id]
+    if not isinstance(event, Progress):
+        del receivers[request_id]
+    try:
+        deliver(event)
+    except Exception:
+        logger.exception("the receiver of %s failed", request_id)
 
 
 def _job(submission: Submission) -> Job:

@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
-from server.engine import LONGEST_STOP_S, Deliver, Engine
-from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
+from server.engine import LONGEST_STOP_S, Deliver, Engine, pass_on
+from server.messages import EngineInfo, EngineStatus, Event, Failed, Submission
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -130,23 +130,14 @@ class EngineProcess:
                     stopped = True
                     continue
                 for request_id, event in message:
-                    self._pass_on(request_id, event)
+                    pass_on(self._deliver, request_id, event)
         reason = "the server is shutting down" if stopped else "the engine has died"
         if not stopped:
             logger.error("the engine's process has ended, exit code %s", self._process.exitcode)
         with self._changing:
             self._ended = reason
         for request_id in list(self._deliver):
-            self._pass_on(request_id, Failed(reason))
-
-    def _pass_on(self, request_id: str, event: Event) -> None:
-        deliver = self._deliver[request_id]
-        if not isinstance(event, Progress):
-            del self._deliver[request_id]
-        try:
-            deliver(event)
-        except Exception:
-            logger.exception("the receiver of %s failed", request_id)
+            pass_on(self._deliver, request_id, Failed(reason))
 
 
 def _run(pipe: Connection, glance: Any, settings: Settings, load: Load) -> None:

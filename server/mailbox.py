@@ -33,6 +33,11 @@ class Mailbox:
     def _open(self) -> None:
         # before the letters are taken: one that is posted meanwhile rings again
         self._rung = False
-        while self._letters:
-            deliver, event = self._letters.popleft()
-            deliver(event)
+        try:
+            while self._letters:
+                deliver, event = self._letters.popleft()
+                deliver(event)
+        finally:
+            # a receiver that raised does not keep the others from theirs
+            if self._letters:
+                self._loop.call_soon(self._open)

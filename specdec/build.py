@@ -1,6 +1,7 @@
 """A decoder from trained modules: packed weights, cache, drafter and slots in one call."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from specdec.config import ModelConfig
 from specdec.decoder import Decoder
 from specdec.drafter import AutoregressiveDrafter
 from specdec.model import ByteLlama
-from specdec.native_library import NativeUnavailable, native_library
+from specdec.native_library import NativeUnavailable, native_library, torch_on_one_thread
 from specdec.native_rule import NativeRule
 from specdec.native_stack import NativeModel
 from specdec.packed import PackedModel
@@ -54,6 +55,11 @@ def build_decoder(
         )
     rule_of: RuleOf = NativeRule if native else TorchRule
     return Decoder(passes, drafter, slots=slots, context=context, device=device, rule_of=rule_of)
+
+
+def decoding(decoder: Decoder[Model]) -> AbstractContextManager[None]:
+    """What to decode within where torch also does other work, such as training."""
+    return torch_on_one_thread() if isinstance(decoder.model, NativeModel) else nullcontext()
 
 
 def slot_bytes(

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import torch
 
-from specdec.build import build_decoder
+from specdec.build import build_decoder, decoding
 from specdec.decoder import Job, Output, generate
 from specdec.model import ByteLlama
 from specdec.prophet import AutoregressiveProphet
@@ -42,7 +42,8 @@ def demonstrate(model: ByteLlama, prophet: AutoregressiveProphet, corpus: Corpus
         job = Job(prompt, context - PROMPT_BYTES, SamplingParams(), step, draft_length)
         _synchronize(device)
         began = time.perf_counter()
-        outputs.append(generate(decoder, [job])[0])
+        with decoding(decoder):
+            outputs.append(generate(decoder, [job])[0])
         _synchronize(device)
         seconds.append(time.perf_counter() - began)
     return _text(step, sample.name, prompt, outputs, seconds)

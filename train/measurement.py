@@ -5,16 +5,13 @@ output is left out: a loop is easy to draft and would flatter the prophet.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from specdec.build import build_decoder
+from specdec.build import build_decoder, decoding
 from specdec.decoder import Job, Output, generate
 from specdec.model import ByteLlama
-from specdec.native_library import torch_on_one_thread
-from specdec.native_stack import NativeModel
 from specdec.prophet import AutoregressiveProphet
 from specdec.sampling import SamplingParams
 from train.data import Sample
@@ -78,7 +75,7 @@ def measure_acceptance(
         for index, prompt in enumerate(prompts)
     ]
     outputs: list[Output] = []
-    with torch_on_one_thread() if isinstance(decoder.model, NativeModel) else nullcontext():
+    with decoding(decoder):
         for begin in range(0, len(jobs), SLOTS):
             outputs += generate(decoder, jobs[begin : begin + SLOTS])
     rounds = emitted = 0

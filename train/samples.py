@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from specdec.build import build_decoder
+from specdec.build import build_decoder, decoding
 from specdec.checkpoint import load_model
 from specdec.decoder import Job, generate
 from specdec.sampling import SamplingParams
@@ -53,7 +53,7 @@ def write_samples(
     group = SLOTS * stretch
     done = out.stat().st_size // group if out.exists() else 0
     # what a killed run wrote of a group is written again
-    with out.open("r+b" if out.exists() else "wb") as file:
+    with decoding(decoder), out.open("r+b" if out.exists() else "wb") as file:
         file.truncate(done * group)
         file.seek(done * group)
         groups = -(-total // group)
