@@ -222,12 +222,16 @@ class Scheduler:
         return Plan(closing, tuple(opening), tuple(forks), drafts, chunks)
 
     def _leader_of(self, row: _Row) -> int | None:
-        """The slot of a row that consumes the same prompt and has not consumed it all."""
+        """The slot of a row that consumes the same prompt and has not consumed it all.
+
+        What a row that drafts needs to know, only rows that draft have.
+        """
         if not row.to_prefill or row.submission.scores_prompt:
             return None
         for slot, other in self._running.items():
             same = other.submission.prompt == row.submission.prompt
-            if same and other.to_prefill and other.leader is None:
+            knows = other.submission.draft_length or not row.submission.draft_length
+            if same and knows and other.to_prefill and other.leader is None:
                 return slot
         return None
 

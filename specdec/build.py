@@ -9,13 +9,13 @@ import torch
 from specdec import native_stack, packed
 from specdec.config import ModelConfig
 from specdec.decoder import Decoder
-from specdec.drafter import AutoregressiveDrafter
+from specdec.kinds import build_drafter
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library, torch_on_one_thread
 from specdec.native_rule import NativeRule
 from specdec.native_stack import NativeModel
 from specdec.packed import PackedModel
-from specdec.prophet import AutoregressiveProphet
+from specdec.prophet import Prophet
 from specdec.rule import RuleOf, TorchRule
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ Model = PackedModel | NativeModel
 
 def build_decoder(
     model: ByteLlama,
-    prophet: AutoregressiveProphet | None,
+    prophet: Prophet | None,
     *,
     slots: int,
     device: torch.device,
@@ -50,8 +50,8 @@ def build_decoder(
         passes = PackedModel(model, slots=slots, context=context, device=device, dtype=dtype)
     drafter = None
     if prophet is not None:
-        drafter = AutoregressiveDrafter(
-            prophet, slots=slots, device=device, dtype=dtype, native=native
+        drafter = build_drafter(
+            prophet, slots=slots, context=context, device=device, dtype=dtype, native=native
         )
     rule_of: RuleOf = NativeRule if native else TorchRule
     return Decoder(passes, drafter, slots=slots, context=context, device=device, rule_of=rule_of)

@@ -22,9 +22,10 @@ from torch import Tensor
 from specdec.checkpoint_file import CheckpointError, naming, read_object, write_atomically
 from specdec.config import ModelConfig, ProphetConfig
 from specdec.hf_config import end_byte, hugging_face_fields, model_config, special_tokens
+from specdec.kinds import build_prophet
 from specdec.layers import Block, rotary_table, wide
 from specdec.model import ByteLlama
-from specdec.prophet import AutoregressiveProphet
+from specdec.prophet import Prophet
 from specdec.prophet_config import prophet_config, prophet_fields
 from specdec.tensor_file import TensorFile, tensor_bytes
 from specdec.tokenizer_files import tokenizer_config, tokenizer_json
@@ -47,13 +48,13 @@ PROPHET_WEIGHTS = "prophet.safetensors"
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 
-Network = TypeVar("Network", ByteLlama, AutoregressiveProphet)
+Network = TypeVar("Network", ByteLlama, Prophet)
 
 
 def save_checkpoint(
     directory: Path,
     model: ByteLlama,
-    prophet: AutoregressiveProphet | None,
+    prophet: Prophet | None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     """Writes the directory's files; without a prophet those of an older one are removed.
@@ -76,9 +77,7 @@ def save_checkpoint(
         write_atomically(directory / name, data)
 
 
-def save_prophet(
-    directory: Path, prophet: AutoregressiveProphet, dtype: torch.dtype = torch.bfloat16
-) -> None:
+def save_prophet(directory: Path, prophet: Prophet, dtype: torch.dtype = torch.bfloat16) -> None:
     """Puts a prophet beside the model of a checkpoint, which it must fit."""
     contents = _prophet_files(directory, prophet, read_model_config(directory), dtype)
     for name, data in contents.items():
@@ -126,19 +125,18 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> ByteLlama
     return model
 
 
-def load_prophet(
-    directory: Path, dtype: torch.dtype = torch.float32
-) -> AutoregressiveProphet | None:
+def load_prophet(directory: Path, dtype: torch.dtype = torch.float32) -> Prophet | None:
     """The prophet for inference, as `load_model`; None where no prophet_config.json lies."""
     path = directory / PROPHET_CONFIG
     if not path.is_file():
         return None
     with naming(path):
         config = prophet_config(read_object(path))
-        _require_fit(config, read_model_config(directory))
+        model = read_model_config(directory)
+        _require_fit(config, model)
     with TensorFile(directory / PROPHET_WEIGHTS) as file:
         _require_depth(file, config.num_hidden_layers)
-        prophet = _shell(lambda: AutoregressiveProphet(config), dtype)
+        prophet = _shell(lambda: build_prophet(config, model.max_position_embeddings), dtype)
         file.require(prophet.state_dict())
         _materialize(prophet, dtype)
         file.copy_into(prophet.state_dict())
@@ -196,7 +194,7 @@ def _model_files(directory: Path, model: ByteLlama, dtype: torch.dtype) -> dict[
 
 
 def _prophet_files(
-    directory: Path, prophet: AutoregressiveProphet, model: ModelConfig, dtype: torch.dtype
+    directory: Path, prophet: Prophet, model: ModelConfig, dtype: torch.dtype
 ) -> dict[str, bytes]:
     described = prophet_fields(prophet.config)
     with naming(directory / PROPHET_CONFIG):

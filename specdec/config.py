@@ -11,6 +11,8 @@ VOCAB_SIZE = 256
 LONGEST_DRAFT = 16
 """The most bytes that any prophet drafts in one round."""
 
+PROPHET_KINDS = ("autoregressive", "parallel")
+
 
 def _require_positive(owner: str, **fields: float) -> None:
     for name, value in fields.items():
@@ -92,8 +94,10 @@ class ModelConfig:
 class ProphetConfig:
     """A prophet: its own block sizes, depth and what it is fed.
 
-    `leading_states` is s, the number of hidden states of the model that open its input;
-    `draft_length` is the γ that it was trained for; `state` names where the states are taken.
+    `kind` is autoregressive or parallel.  `leading_states` is s, the number of hidden states of
+    the model that open its input: of the parallel kind, which has one block and sees a state at
+    each place, 1.  `draft_length` is the γ that it was trained for; `state` names where the states
+    are taken.
     """
 
     block: BlockConfig
@@ -112,8 +116,16 @@ class ProphetConfig:
             leading_states=self.leading_states,
             draft_length=self.draft_length,
         )
-        if self.kind != "autoregressive":
-            raise ValueError(f"ProphetConfig.kind {self.kind!r} is not known: autoregressive is")
+        if self.kind not in PROPHET_KINDS:
+            known = " and ".join(PROPHET_KINDS)
+            raise ValueError(f"ProphetConfig.kind {self.kind!r} is not known: {known} are")
+        if self.kind == "parallel":
+            for name in ("num_hidden_layers", "leading_states"):
+                if getattr(self, name) != 1:
+                    raise ValueError(
+                        f"ProphetConfig.{name} must be 1 for the parallel kind, "
+                        f"not {getattr(self, name)}"
+                    )
         if self.draft_length > LONGEST_DRAFT:
             raise ValueError(
                 f"ProphetConfig.draft_length must be at most {LONGEST_DRAFT}, "

@@ -28,6 +28,7 @@ LONGEST_CHUNK = LONGEST_SPAN
 class Job:
     """One text to continue: at most `max_tokens` bytes after the prompt (at least one byte).
 
+    No round of it drafts more than `draft_length` bytes; with 0 the drafter never hears of it.
     With `logprobs` the output's log-probabilities are given, and of so many alternatives; with
     `score_prompt` the prompt's too.  With 0 `max_tokens` the prompt is consumed and that is all.
     """
@@ -119,8 +120,10 @@ class Decoder(Generic[Model]):
             raise ValueError(f"slots {source} and {slot} have different prompts")
         if row.consumed or parent.length >= len(parent.job.prompt):
             raise ValueError(f"slot {slot} cannot begin where slot {source} is")
+        if row.watched and not parent.watched:
+            raise ValueError(f"slot {slot} drafts and slot {source} does not")
         self.model.copy(source, slot, parent.consumed)
-        if self.drafter is not None:
+        if self.drafter is not None and row.watched:
             self.drafter.copy(source, slot, parent.consumed)
         row.consumed = parent.consumed
 
@@ -150,7 +153,8 @@ class Decoder(Generic[Model]):
             index = torch.tensor(members, device=self.device)
             self.state.draft_length[index] = width - 1
             wanted = max(_alternatives(self._row(slot).job) for slot in members)
-            groups.append(Group(index, width, features, wanted))
+            watched = sum(self._row(slot).watched for slot in members)
+            groups.append(Group(index, width, features, wanted, watched))
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
         shapes = Shapes(tuple(groups), tuple(prefills))
         done = run_round(self.model, self.drafter, self.state, shapes, self._rule_of)
@@ -179,10 +183,16 @@ class Decoder(Generic[Model]):
             slot, wanted = item
             return min(wanted, self._row(slot).end - self._row(slot).length - 2) + 1
 
-        for slot in drafts:
+        for slot, wanted in drafts.items():
             if self.to_prefill(slot):
                 raise ValueError(f"slot {slot} has not consumed its prompt")
-        ordered = sorted(drafts.items(), key=lambda item: (width(item), item[0]))
+            if wanted > self._row(slot).job.draft_length:
+                raise ValueError(f"slot {slot} was opened to draft less than {wanted} bytes")
+
+        def place(item: tuple[int, int]) -> tuple[int, bool, int]:
+            return width(item), not self._row(item[0]).watched, item[0]
+
+        ordered = sorted(drafts.items(), key=place)
         return [(w, [slot for slot, _ in items]) for w, items in groupby(ordered, key=width)]
 
     def _prefill(self, slot: int, size: int) -> Prefill:
@@ -196,7 +206,8 @@ class Decoder(Generic[Model]):
             after = row.job.prompt[row.consumed + 1 : row.consumed + 1 + size]
             following = torch.tensor(list(after), device=self.device)
         index = torch.tensor([slot], device=self.device)
-        return Prefill(index, tokens, row.consumed, following, max(0, _alternatives(row.job)))
+        wanted = max(0, _alternatives(row.job))
+        return Prefill(index, tokens, row.consumed, following, wanted, row.watched)
 
     def _results(
         self, members: Sequence[int], drafted: int, group: Emitted
@@ -232,6 +243,8 @@ class _Row:
         self.job, self.end, self.features = job, end, features
         self.length = len(job.prompt) - 1
         self.consumed = 0
+        self.watched = job.draft_length > 0
+        """Whether the drafter is told of it: a row that never drafts need not pay for that."""
 
 
 @dataclass

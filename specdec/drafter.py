@@ -1,25 +1,15 @@
-"""What guesses bytes while decoding: the interface, and the autoregressive prophet behind it.
+"""What guesses bytes while decoding: the interface that `specdec.round` drives.
 
 A drafter cannot change what is decoded, only how fast: the model judges every byte.  It is told
-what the model computed (`observe`) for every committed place, drafting or not, so that it can
-start at any round.
+what the model computed (`observe`) for every committed place of the rows that may draft, drafting
+or not, so that it can start at any round.
 
-c rows of a group, W rows verified for each, γ drafts, s leading states, D width of the model.
+c rows of a group, W rows verified for each, γ drafts, D width of the model.
 """
 
-from functools import partial
 from typing import Protocol
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from specdec.config import LONGEST_DRAFT
-from specdec.layers import rotary_table, wide
-from specdec.native_rule import NativeRule
-from specdec.native_stack import NativeStack
-from specdec.packed import PackedBlock, pack_linear
-from specdec.prophet import AutoregressiveProphet
 
 
 class Picker(Protocol):
@@ -33,10 +23,13 @@ class Drafter(Protocol):
     longest: int
     """The most bytes that a call of `draft` may be asked for."""
 
-    def observe(self, slots: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor) -> None:
-        """Takes the model's states hidden [c, W, D] of tokens [c, W], consumed by slots [c].
+    def observe(
+        self, slots: Tensor, start: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor
+    ) -> None:
+        """Takes the model's states hidden [c, W, D] of tokens [c, W], consumed by slots [c] from
+        index start [c] on.
 
-        Of row i the first advance[i] are committed; the rest are rejected drafts.
+        Of row i the first advance[i] ≥ 1 are committed; the rest are rejected drafts.
         """
 
     def copy(self, source: int, target: int, places: int) -> None:
@@ -46,144 +39,3 @@ class Drafter(Protocol):
         self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker
     ) -> Tensor:
         """Bytes [c, γ] that may follow last [c], the byte at index length [c] of each row."""
-
-
-class AutoregressiveDrafter:
-    """Runs an `AutoregressiveProphet` for the slots: a ring of s states each, γ small passes.
-
-    Within a round the prophet keeps its own keys and values; between rounds only the ring.
-    """
-
-    longest = LONGEST_DRAFT
-
-    def __init__(
-        self,
-        prophet: AutoregressiveProphet,
-        *,
-        slots: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        native: bool = False,
-    ) -> None:
-        config = prophet.config
-        kind = wide(dtype)
-        self.config = config
-        self.leading = config.leading_states
-        self.embedding = prophet.embedding.weight.detach().to(device, kind)
-        self.missing = prophet.missing.detach().to(device, kind)
-        projection = prophet.projection.weight.detach().to(device, dtype)
-        # a few rows: the compiled core's operands are float32, and packing would not pay
-        self.projection = (
-            partial(F.linear, weight=projection.float()) if native else pack_linear(projection)
-        )
-        self.states_type = kind if native else dtype
-        places = self.leading + self.longest
-        self.passes: NativeStack | _PackedPasses
-        if native:
-            # every place is written again before it is seen: nothing is left between rounds
-            self.passes = NativeStack(
-                prophet.stack, prophet.head.weight, slots=slots, places=places, dtype=dtype
-            )
-        else:
-            self.passes = _PackedPasses(prophet, places, device, dtype)
-        self.states = torch.zeros(
-            slots, self.leading, config.model_hidden_size, device=device, dtype=kind
-        )
-        self.offsets = torch.arange(self.leading, device=device)
-
-    @torch.no_grad()
-    def observe(self, slots: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor) -> None:
-        # rows 0..s-1 are the ring, then the new states: the last s committed start at `advance`
-        known = torch.cat((self.states[slots], hidden.to(self.states.dtype)), 1)
-        index = (advance[:, None] + self.offsets)[..., None].expand(-1, -1, known.shape[2])
-        self.states[slots] = known.gather(1, index)
-
-    def copy(self, source: int, target: int, places: int) -> None:
-        self.states[target] = self.states[source]
-
-    @torch.no_grad()
-    def draft(
-        self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker
-    ) -> Tensor:
-        count, s = slots.shape[0], self.leading
-        projected = self.projection(self.states[slots].flatten(0, 1).to(self.states_type))
-        present = (length[:, None] - s + self.offsets >= 0)[..., None]
-        lead = torch.where(
-            present, projected.view(count, s, -1).to(self.missing.dtype), self.missing
-        )
-        x = torch.cat((lead, self.embedding[last][:, None]), 1)
-        if isinstance(self.passes, NativeStack) and isinstance(rule, NativeRule):
-            return self.passes.draft(rule.slots_at, slots, x, self.embedding, gamma)
-        return self._draft_by_step(slots, x, gamma, rule)
-
-    def _draft_by_step(self, slots: Tensor, x: Tensor, gamma: int, rule: Picker) -> Tensor:
-        drafts: list[Tensor] = []
-        caches: Caches = []
-        for step in range(gamma):
-            logits = self._advance(slots, x, self.leading + step, caches)
-            drafts.append(rule.pick(step, logits))
-            x = self.embedding[drafts[-1]][:, None]
-        return torch.stack(drafts, 1)
-
-    def _advance(self, slots: Tensor, x: Tensor, newest: int, caches: "Caches") -> Tensor:
-        """Logits [c, 256] after x [c, t, P] of slots [c], whose last row has position `newest`."""
-        if isinstance(self.passes, NativeStack):
-            rows = x.shape[1]
-            slot = slots.repeat_interleave(rows)
-            place = torch.arange(newest + 1 - rows, newest + 1).repeat(len(slots))
-            return self.passes.forward(x.flatten(0, 1), slot, place, place)[1][rows - 1 :: rows]
-        return self.passes.advance(x, newest, caches)
-
-
-Caches = list[tuple[Tensor, Tensor]]
-"""Keys and values of each block within one round."""
-
-
-class _PackedPasses:
-    """On torch's operations, for any device and type."""
-
-    def __init__(
-        self,
-        prophet: AutoregressiveProphet,
-        places: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        kind = wide(dtype)
-        self.config = block = prophet.config.block
-        self.blocks = [PackedBlock(b, device, dtype) for b in prophet.stack.blocks]  # type: ignore[arg-type]
-        self.norm = prophet.stack.norm.weight.detach().to(device, kind)
-        self.head = pack_linear(prophet.head.weight.to(device, kind))
-        cos, sin = rotary_table(places, block.head_dim, block.rope_theta, kind)
-        self.cos, self.sin = cos.to(device)[:, None], sin.to(device)[:, None]
-
-    def advance(self, x: Tensor, newest: int, caches: Caches) -> Tensor:
-        count, rows = x.shape[:2]
-        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
-        cos, sin = (table[newest + 1 - rows : newest + 1] for table in (self.cos, self.sin))
-        if rows > 1:  # a single place broadcasts
-            cos, sin = cos.repeat(count, 1, 1), sin.repeat(count, 1, 1)
-        x = x.flatten(0, 1)
-        for index, block in enumerate(self.blocks):
-            turned, value = block.project(x, cos, sin)
-            query, key = (
-                part.unflatten(0, (count, rows)).transpose(1, 2)
-                for part in (turned[:, :heads], turned[:, heads:])
-            )
-            value = value.unflatten(0, (count, rows)).transpose(1, 2)
-            if index < len(caches):
-                key = torch.cat((caches[index][0], key), 2)
-                value = torch.cat((caches[index][1], value), 2)
-                caches[index] = (key, value)
-            else:
-                caches.append((key, value))
-            groups = heads // kv_heads
-            mixed = F.scaled_dot_product_attention(
-                query,
-                key.repeat_interleave(groups, 1) if groups > 1 else key,
-                value.repeat_interleave(groups, 1) if groups > 1 else value,
-                is_causal=rows > 1,
-            )
-            x = block.finish(x, mixed.transpose(1, 2).reshape(count * rows, -1))
-        hidden = x.unflatten(0, (count, rows))[:, -1]
-        return self.head(F.rms_norm(hidden, self.norm.shape, self.norm, self.config.rms_norm_eps))

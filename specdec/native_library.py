@@ -34,8 +34,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "specdec_block": (None, [_POINTER, _INT] + [_POINTER] * 6),
     "specdec_finish": (None, [_POINTER] * 5),
     "specdec_forward": (None, [_POINTER, _POINTER, _INT] + [_POINTER] * 6),
+    "specdec_remember": (None, [_POINTER, _POINTER, _INT] + [_POINTER] * 3),
     "specdec_copy": (None, [_POINTER, _INT, _INT, _INT]),
     "specdec_draft": (None, [_POINTER] * 3 + [_INT] * 3 + [_POINTER] * 4),
+    "specdec_cell": (_POINTER, [_INT, _INT]),
+    "specdec_cell_free": (None, [_POINTER]),
+    "specdec_cell_weights": (None, [_POINTER] * 4),
+    "specdec_draft_parallel": (None, [_POINTER] * 4 + [_INT] * 2 + [_POINTER] * 5),
     "specdec_choose": (
         None,
         [_POINTER, _INT, _INT, _INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER],

@@ -50,24 +50,24 @@ class NativeStack:
         head = head.detach().float()
         # the head is kept in float32, at half the size where that loses nothing
         half_head = bool((head == head.bfloat16().float()).all())
-        self._handle: int = self._library.specdec_stack(
+        self.handle: int = self._library.specdec_stack(
             shape.data_ptr(), block.rms_norm_eps, dtype == torch.bfloat16, half_head
         )
-        finalize(self, self._library.specdec_stack_free, self._handle)
+        finalize(self, self._library.specdec_stack_free, self.handle)
         for index, layer in enumerate(stack.blocks):
             assert isinstance(layer, Block)
             arrays = [
-                _plain(layer.attention_norm.weight),
-                _plain(layer.qkv.weight.to(dtype)),
-                _plain(layer.output.weight.to(dtype)),
-                _plain(layer.feed_forward_norm.weight),
-                _plain(layer.gate_up.weight.to(dtype)),
-                _plain(layer.down.weight.to(dtype)),
+                plain(layer.attention_norm.weight),
+                plain(layer.qkv.weight.to(dtype)),
+                plain(layer.output.weight.to(dtype)),
+                plain(layer.feed_forward_norm.weight),
+                plain(layer.gate_up.weight.to(dtype)),
+                plain(layer.down.weight.to(dtype)),
             ]
-            self._library.specdec_block(self._handle, index, *(a.data_ptr() for a in arrays))
+            self._library.specdec_block(self.handle, index, *(a.data_ptr() for a in arrays))
         tables = rotary_table(places, block.head_dim, block.rope_theta)
-        arrays = [_plain(stack.norm.weight), _plain(head), *map(_plain, tables)]
-        self._library.specdec_finish(self._handle, *(a.data_ptr() for a in arrays))
+        arrays = [plain(stack.norm.weight), plain(head), *map(plain, tables)]
+        self._library.specdec_finish(self.handle, *(a.data_ptr() for a in arrays))
 
     def forward(
         self, x: Tensor, slot: Tensor, position: Tensor, index: Tensor
@@ -78,9 +78,16 @@ class NativeStack:
         hidden, logits = torch.empty(rows, self.width), torch.empty(rows, VOCAB_SIZE)
         arrays = (x, slot, position, index, hidden, logits)
         self._library.specdec_forward(
-            self._handle, self._team, rows, *(ctypes.c_void_p(a.data_ptr()) for a in arrays)
+            self.handle, self._team, rows, *(ctypes.c_void_p(a.data_ptr()) for a in arrays)
         )
         return hidden, logits
+
+    def remember(self, x: Tensor, slot: Tensor, place: Tensor) -> None:
+        """Puts the first block's keys and values of inputs x [N, D] into the cache, no more."""
+        arrays = [part.contiguous() for part in (x, slot, place)]
+        self._library.specdec_remember(
+            self.handle, self._team, len(x), *(a.data_ptr() for a in arrays)
+        )
 
     def draft(
         self, slots_at: Any, slot: Tensor, x: Tensor, embedding: Tensor, gamma: int
@@ -92,12 +99,12 @@ class NativeStack:
         drafts = torch.empty(count, gamma, dtype=torch.int64)
         arrays = (slot, x, embedding, drafts)
         self._library.specdec_draft(
-            self._handle, self._team, slots_at, count, lead, gamma, *(a.data_ptr() for a in arrays)
+            self.handle, self._team, slots_at, count, lead, gamma, *(a.data_ptr() for a in arrays)
         )
         return drafts
 
     def copy(self, source: int, target: int, places: int) -> None:
-        self._library.specdec_copy(self._handle, source, target, places)
+        self._library.specdec_copy(self.handle, source, target, places)
 
 
 def slot_bytes(config: ModelConfig, context: int, dtype: torch.dtype) -> int:
@@ -145,5 +152,6 @@ def _padded(size: int) -> int:
     return -(-size // 32) * 32
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
+    """As the core takes weights: on the CPU, in float32, without gaps."""
     return tensor.detach().to("cpu", torch.float32).contiguous()

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specdec.attention import CACHE_TILE, LONGEST_SPAN, Groups, attention_for
-from specdec.config import ModelConfig
-from specdec.layers import Block, rotary_table, rotate, wide
+from specdec.config import BlockConfig, ModelConfig
+from specdec.layers import Block, Stack, rotary_table, rotate, wide
 from specdec.model import ByteLlama
 
 Linear = Callable[[Tensor], Tensor]
@@ -102,20 +102,86 @@ class PackedBlock:
 def slot_bytes(config: ModelConfig, context: int, dtype: torch.dtype) -> int:
     """What the cache of one slot of `context` bytes takes."""
     block = config.block
-    places = config.num_hidden_layers * block.num_key_value_heads * _capacity(context)
+    places = config.num_hidden_layers * block.num_key_value_heads * _capacity(context + SLACK)
     return 2 * places * block.head_dim * dtype.itemsize
 
 
-def _capacity(context: int) -> int:
-    return -(-(context + SLACK) // CACHE_TILE) * CACHE_TILE
+def _capacity(places: int) -> int:
+    return -(-places // CACHE_TILE) * CACHE_TILE
+
+
+class PackedStack:
+    """Blocks, final norm and head over `slots` caches of at least `places` places each.
+
+    All preallocated: keys and values [layer, S, K, C, d], keys stored rotated.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        head: Tensor,
+        *,
+        slots: int,
+        places: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.blocks = [PackedBlock(b, device, dtype) for b in stack.blocks]  # type: ignore[arg-type]
+        self.config: BlockConfig = stack.blocks[0].config  # type: ignore[assignment]
+        kind = wide(dtype)
+        self.norm = stack.norm.weight.detach().to(device, kind)
+        self.head = pack_linear(head.to(device, kind))
+        self.least_rows = least_rows(device, dtype)
+        capacity = _capacity(places)
+        kv_heads, d = self.config.num_key_value_heads, self.config.head_dim
+        shape = (len(self.blocks), slots, kv_heads, capacity, d)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.attention = attention_for(device, self.config, capacity, dtype)
+        cos, sin = rotary_table(places, d, self.config.rope_theta, kind)
+        self.cos, self.sin = cos.to(device)[:, None], sin.to(device)[:, None]
+
+    def copy(self, source: int, target: int, places: int) -> None:
+        """Gives slot `target` the first `places` of the cache of `source`."""
+        for cache in (self.keys, self.values):
+            cache[:, target, :, :places] = cache[:, source, :, :places]
+
+    def remember(self, x: Tensor, slot: Tensor, place: Tensor) -> None:
+        """Puts the first block's keys and values of inputs x [N, D] into the cache, no more."""
+        turned, value = self.blocks[0].project(x, self.cos[place], self.sin[place])
+        self.keys[0][slot, :, place] = turned[:, self.config.num_attention_heads :]
+        self.values[0][slot, :, place] = value
+
+    def forward(
+        self, x: Tensor, slot: Tensor, position: Tensor, write_index: Tensor, groups: Groups
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states [N, D] and logits [N, 256] of inputs x [N, D]; see `PackedModel`."""
+        rows = x.shape[0]
+        if any(width > LONGEST_SPAN for _, width in groups):
+            raise ValueError(f"a span is longer than {LONGEST_SPAN} rows")
+        missing = max(0, self.least_rows - rows)
+        cos, sin = self.cos[position], self.sin[position]
+        if missing:
+            x = F.pad(x, (0, 0, 0, missing))
+            cos, sin = (F.pad(table, (0, 0, 0, 0, 0, missing)) for table in (cos, sin))
+        plan = self.attention.plan(slot, write_index, groups)
+        heads = self.config.num_attention_heads
+        for index, block in enumerate(self.blocks):
+            turned, value = block.project(x, cos, sin)
+            keys, values = self.keys[index], self.values[index]
+            keys[slot, :, write_index] = turned[:rows, heads:]
+            values[slot, :, write_index] = value[:rows]
+            mixed = self.attention.mix(turned[:rows, :heads], keys, values, plan)
+            if missing:
+                mixed = F.pad(mixed, (0, 0, 0, missing))
+            x = block.finish(x, mixed)
+        hidden = F.rms_norm(x, self.norm.shape, self.norm, self.config.rms_norm_eps)
+        logits = self.head(hidden)
+        return hidden[:rows], logits[:rows]
 
 
 class PackedModel:
-    """Runs rows of any slots in one pass.
-
-    `slots` rows of cache of `context` places each, all preallocated: keys and values
-    [layer, S, K, C, d], keys stored rotated.
-    """
+    """Runs rows of any slots in one pass; `slots` rows of cache of `context` places each."""
 
     def __init__(
         self,
@@ -134,35 +200,22 @@ class PackedModel:
         self.config: ModelConfig = config
         self.device, self.dtype = device, dtype
         self.context, self.slots = context, slots
-        kind = wide(dtype)
-        block = config.block
-        self.embedding = model.embedding.weight.detach().to(device, kind)
-        self.blocks = [PackedBlock(b, device, dtype) for b in model.stack.blocks]  # type: ignore[arg-type]
-        self.norm = model.stack.norm.weight.detach().to(device, kind)
-        self.head = pack_linear(model.head_weight.to(device, kind))
-        self.least_rows = least_rows(device, dtype)
-        capacity = _capacity(context)
-        shape = (
-            config.num_hidden_layers,
-            slots,
-            block.num_key_value_heads,
-            capacity,
-            block.head_dim,
+        self.embedding = model.embedding.weight.detach().to(device, wide(dtype))
+        self.stack = PackedStack(
+            model.stack,
+            model.head_weight,
+            slots=slots,
+            places=context + SLACK,
+            device=device,
+            dtype=dtype,
         )
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.attention = attention_for(device, block, capacity, dtype)
-        cos, sin = rotary_table(context + SLACK, block.head_dim, block.rope_theta, kind)
-        self.cos, self.sin = cos.to(device)[:, None], sin.to(device)[:, None]
 
     @property
     def cache_bytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
+        return 2 * self.stack.keys.numel() * self.stack.keys.element_size()
 
     def copy(self, source: int, target: int, places: int) -> None:
-        """Gives slot `target` the first `places` of the cache of `source`."""
-        for cache in (self.keys, self.values):
-            cache[:, target, :, :places] = cache[:, source, :, :places]
+        self.stack.copy(source, target, places)
 
     @torch.no_grad()
     def forward(
@@ -174,26 +227,4 @@ class PackedModel:
         consecutive places of one slot's cache.  A row sees its slot's places up to its own
         `write_index`, where its key and value go; `position` is what its rotation is made from.
         """
-        rows = tokens.shape[0]
-        if any(width > LONGEST_SPAN for _, width in groups):
-            raise ValueError(f"a span is longer than {LONGEST_SPAN} rows")
-        missing = max(0, self.least_rows - rows)
-        cos, sin = self.cos[position], self.sin[position]
-        x = self.embedding[tokens]
-        if missing:
-            x = F.pad(x, (0, 0, 0, missing))
-            cos, sin = (F.pad(table, (0, 0, 0, 0, 0, missing)) for table in (cos, sin))
-        plan = self.attention.plan(slot, write_index, groups)
-        heads = self.config.block.num_attention_heads
-        for index, block in enumerate(self.blocks):
-            turned, value = block.project(x, cos, sin)
-            keys, values = self.keys[index], self.values[index]
-            keys[slot, :, write_index] = turned[:rows, heads:]
-            values[slot, :, write_index] = value[:rows]
-            mixed = self.attention.mix(turned[:rows, :heads], keys, values, plan)
-            if missing:
-                mixed = F.pad(mixed, (0, 0, 0, missing))
-            x = block.finish(x, mixed)
-        hidden = F.rms_norm(x, self.norm.shape, self.norm, self.config.block.rms_norm_eps)
-        logits = self.head(hidden)
-        return hidden[:rows], logits[:rows]
+        return self.stack.forward(self.embedding[tokens], slot, position, write_index, groups)

@@ -41,6 +41,7 @@ class Prefill:
     """Prompt bytes [w] that one slot consumes from index `start` on; nothing is sampled.
 
     `following` [w] are the prompt's bytes one further, if their log-probabilities are wanted.
+    The drafter is told if the row is `watched`.
     """
 
     slot: Tensor
@@ -48,6 +49,7 @@ class Prefill:
     start: int
     following: Tensor | None = None
     alternatives: int = 0
+    watched: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,15 @@ def run_round(
             rule.eos,
         )
         _advance(state, group, rule.length, result)
-        if drafter is not None:
-            consumed = tokens[len(emitted)].view(-1, group.width)
-            states = hidden[rows].unflatten(0, (-1, group.width))
-            drafter.observe(group.slots, states, consumed, result.count)
+        if drafter is not None and group.watched:
+            watched = slice(group.watched)
+            drafter.observe(
+                group.slots[watched],
+                rule.length[watched],
+                hidden[rows].unflatten(0, (-1, group.width))[watched],
+                tokens[len(emitted)].view(-1, group.width)[watched],
+                result.count[watched],
+            )
         if group.alternatives >= 0:
             result = replace(result, logprobs=logprobs_of(judged, chosen, group.alternatives))
         emitted.append(result)
@@ -167,9 +174,9 @@ def run_round(
             scored[-1] = logprobs_of(
                 logits[rows][None], prefill.following[None], prefill.alternatives
             )
-        if drafter is not None:
-            advance = prefill.slot.new_full((1,), width)
-            drafter.observe(prefill.slot, hidden[rows][None], prefill.tokens[None], advance)
+        if drafter is not None and prefill.watched:
+            start, advance = (prefill.slot.new_full((1,), n) for n in (prefill.start, width))
+            drafter.observe(prefill.slot, start, hidden[rows][None], prefill.tokens[None], advance)
     return RoundOutput(tuple(emitted), tuple(scored))
 
 

@@ -23,13 +23,15 @@ class Group:
     """Rows that decode with the same number of drafts at most.
 
     slots [c]; `width` is W.  A row's own `draft_length` may be shorter than W-1.  Of so many
-    `alternatives` the log-probabilities are given, of none below 0.
+    `alternatives` the log-probabilities are given, of none below 0.  The first `watched` rows may
+    draft, now or later: the drafter is told of them.
     """
 
     slots: Tensor
     width: int
     features: Features
     alternatives: int = -1
+    watched: int = 0
 
 
 class Rule(Protocol):

@@ -101,16 +101,19 @@ class FakeDrafter:
         self.model, self.guess = model, guess
         self.observed: dict[int, list[int]] = {}
 
-    def observe(self, slots: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor) -> None:
+    def observe(
+        self, slots: Tensor, start: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor
+    ) -> None:
         assert hidden.shape == (*tokens.shape, WIDTH)
         for row, slot in enumerate(slots.tolist()):
             count = int(advance[row])
             assert 1 <= count <= tokens.shape[1]
             assert hidden[row, :, 0].tolist() == tokens[row].tolist()
-            start = int(hidden[row, 0, 3])
+            first = int(start[row])
+            assert first == int(hidden[row, 0, 3])
             known = self.observed.setdefault(slot, [])
-            assert len(known) >= start, "a committed place was never observed"
-            known[start:] = tokens[row, :count].tolist()
+            assert len(known) >= first, "a committed place was never observed"
+            known[first:] = tokens[row, :count].tolist()
 
     def copy(self, source: int, target: int, places: int) -> None:
         assert len(self.observed[source]) == places

@@ -31,8 +31,9 @@ from specdec.checkpoint import (
     write_atomically,
 )
 from specdec.config import BlockConfig, ModelConfig, ProphetConfig
+from specdec.kinds import build_prophet
 from specdec.model import ByteLlama
-from specdec.prophet import AutoregressiveProphet
+from specdec.prophet import Prophet
 from specdec.tokenizer_files import byte_alphabet
 
 MODEL_BLOCK = BlockConfig(
@@ -55,6 +56,7 @@ PROPHET_BLOCK = BlockConfig(
 PROPHET = ProphetConfig(
     PROPHET_BLOCK, num_hidden_layers=2, model_hidden_size=24, leading_states=3, draft_length=5
 )
+PARALLEL = replace(PROPHET, kind="parallel", num_hidden_layers=1, leading_states=1)
 BLOCK_0 = "model.layers.0"
 FILES = {
     "config.json",
@@ -82,9 +84,12 @@ def randomized(module: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def built(
-    config: ModelConfig = MODEL, dtype: torch.dtype = torch.float32
-) -> tuple[ByteLlama, AutoregressiveProphet]:
-    model, prophet = ByteLlama(config), AutoregressiveProphet(PROPHET)
+    config: ModelConfig = MODEL,
+    dtype: torch.dtype = torch.float32,
+    prophet_config: ProphetConfig = PROPHET,
+) -> tuple[ByteLlama, Prophet]:
+    model = ByteLlama(config)
+    prophet = build_prophet(prophet_config, config.max_position_embeddings)
     randomized(model, dtype)
     randomized(prophet, dtype)
     return model, prophet
@@ -152,17 +157,18 @@ def assert_same_weights(module: torch.nn.Module, other: torch.nn.Module) -> None
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("eos", [None, 0, 255])
+@pytest.mark.parametrize("kind", [PROPHET, PARALLEL], ids=lambda config: config.kind)
 def test_a_saved_model_and_prophet_load_with_the_same_bits(
-    tmp_path: Path, dtype: torch.dtype, tied: bool, eos: int | None
+    tmp_path: Path, dtype: torch.dtype, tied: bool, eos: int | None, kind: ProphetConfig
 ) -> None:
     config = replace(MODEL, tie_word_embeddings=tied, eos_token_id=eos)
-    model, prophet = built(config, dtype)
+    model, prophet = built(config, dtype, kind)
     save_checkpoint(tmp_path, model, prophet, dtype)
     assert names(tmp_path) == FILES | PROPHET_FILES
     loaded, loaded_prophet = load_model(tmp_path), load_prophet(tmp_path)
     assert loaded_prophet is not None
     assert loaded.config == read_model_config(tmp_path) == config
-    assert loaded_prophet.config == PROPHET
+    assert loaded_prophet.config == kind
     assert_same_weights(loaded, model)
     assert_same_weights(loaded_prophet, prophet)
 
@@ -624,6 +630,7 @@ def test_a_tensor_in_two_shards_is_refused(sharded: Path) -> None:
         ("model_hidden_size", 32),
         ("kind", "medusa"),
         ("kind", 3),
+        ("kind", "parallel"),  # with two layers
         ("state", "embedding"),
         ("format_version", 2),
         ("format_version", ...),

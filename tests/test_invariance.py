@@ -55,7 +55,7 @@ def test_both_attentions_agree() -> None:
     """The one for the CPU and the one for other devices, on rows of mixed slots and widths."""
     model = _packed(torch.float64)
     other = _packed(torch.float64)
-    capacity = model.keys.shape[3]
+    capacity = model.stack.keys.shape[3]
     other.attention = GatheredAttention(model.config.block, capacity, CPU, torch.float64)
     generator = torch.Generator().manual_seed(1)
     begin = torch.zeros(4, dtype=torch.int64)

@@ -68,9 +68,12 @@ def test_float64_batches_of_random_weights_equal_the_oracle(temperature: float, 
         assert out.output == expected
 
 
+@pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("draft_length", range(1, 17))
-def test_float64_every_draft_length_equals_base(draft_length: int) -> None:
-    decoder = tiny_decoder(torch.float64)
+def test_float64_every_draft_length_equals_base(draft_length: int, parallel: bool) -> None:
+    model = tiny_model()
+    prophet = agreeing_prophet(model, parallel=parallel)
+    decoder = tiny_decoder(torch.float64, model=model, prophet=prophet)
     base = Job(b"seed bytes", 100, SamplingParams(temperature=0.7), seed=draft_length)
     drafted = replace(base, draft_length=draft_length)
     plain, speculative = generate(decoder, [base, drafted])
@@ -82,7 +85,12 @@ def test_float64_every_draft_length_equals_base(draft_length: int) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_float64_shapes_and_prophets_of_other_widths(kv_heads: int, tied: bool) -> None:
     model = tiny_model(3, kv_heads=kv_heads, tied=tied).double()
-    for prophet in (agreeing_prophet(model), tiny_prophet(model, leading=3)):
+    for prophet in (
+        agreeing_prophet(model),
+        tiny_prophet(model, leading=3),
+        agreeing_prophet(model, parallel=True),
+        tiny_prophet(model, parallel=True),
+    ):
         decoder = tiny_decoder(torch.float64, model=model, prophet=prophet)
         _assert_equal_to_base_alone(decoder, _jobs(SamplingParams(), range(8, 16), 60))
 
@@ -104,9 +112,9 @@ def test_float64_prompts_up_to_the_last_place_of_the_context(prompt: int) -> Non
 @cache
 def _decoder_of(source: str, dtype: torch.dtype) -> tuple[Decoder[Model], bool]:
     """A decoder and whether the start-up check calls its device and type exact."""
-    if source == "random":
+    if source.startswith("random"):
         model = tiny_model(2)
-        prophet = agreeing_prophet(model)
+        prophet = agreeing_prophet(model, parallel=source.endswith("parallel"))
     else:
         model = load_model(SHIPPED)
         loaded = load_prophet(SHIPPED)
@@ -119,7 +127,7 @@ def _decoder_of(source: str, dtype: torch.dtype) -> tuple[Decoder[Model], bool]:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 1.5])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("source", ["random", "shipped"])
+@pytest.mark.parametrize("source", ["random", "random parallel", "shipped"])
 def test_bytes_are_equal_where_the_check_says_exact(
     source: str, dtype: torch.dtype, temperature: float
 ) -> None:

@@ -171,7 +171,7 @@ def test_rows_that_join_and_leave_at_every_round_keep_their_bytes() -> None:
 
 def test_a_draft_length_may_change_from_round_to_round() -> None:
     decoder = _decoder(always_right, 1)
-    job = Job(b"start", 50, SamplingParams(), 4)
+    job = Job(b"start", 50, SamplingParams(), 4, draft_length=16)
     decoder.open(0, job)
     decoder.step({}, {0: 4})
     output = b""

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tiny import CPU, agreeing_prophet, tiny_model, tiny_prophet
 
 from specdec import native_library as library
+from specdec.autoregressive_drafter import AutoregressiveDrafter
 from specdec.build import build_decoder, slot_bytes
 from specdec.config import BlockConfig, ModelConfig
 from specdec.decoder import Job, generate
-from specdec.drafter import AutoregressiveDrafter
 from specdec.invariance import measure_invariance
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library
@@ -167,10 +167,16 @@ def test_the_rule_picks_and_judges_as_torch_does(
     assert torch.equal(rules[0].length, rules[1].length)
 
 
-@pytest.mark.parametrize("leading", [1, 2, 4])
-def test_drafts_are_those_of_torch(leading: int) -> None:
+PROPHETS = [
+    *({"leading": leading, "width": 24} for leading in (1, 2, 4)),
+    *({"parallel": True, "width": width} for width in (24, 32, 48)),
+]
+
+
+@pytest.mark.parametrize("shape", PROPHETS)
+def test_drafts_are_those_of_torch(shape: dict[str, int]) -> None:
     model = tiny_model()
-    prophet = tiny_prophet(model, leading=leading)
+    prophet = tiny_prophet(model, **shape)
     jobs = [Job(b"x" * n, 60, SamplingParams(temperature=1.0), n, 5) for n in (1, 2, 3, 50)]
     figures = []
     for kernels in ("native", "torch"):
@@ -180,6 +186,7 @@ def test_drafts_are_those_of_torch(leading: int) -> None:
         outputs = generate(decoder, jobs)
         figures.append([(out.output, out.rounds, out.accepted) for out in outputs])
     assert figures[0] == figures[1]
+    assert sum(accepted for _, _, accepted in figures[0])
 
 
 def test_kernels_are_chosen_by_name_and_by_what_fits() -> None:

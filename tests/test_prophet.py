@@ -4,21 +4,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CPU, tiny_model, tiny_prophet
+from tiny import CPU, agreeing_prophet, tiny_decoder, tiny_model, tiny_prophet
 from torch import Tensor
 
 from specdec.build import Model
-from specdec.decoder import LONGEST_CHUNK, Decoder, Job
-from specdec.drafter import AutoregressiveDrafter, Picker
+from specdec.decoder import LONGEST_CHUNK, Decoder, Job, RowResult
+from specdec.drafter import Drafter, Picker
+from specdec.kinds import build_drafter
 from specdec.packed import PackedModel
-from specdec.prophet import AutoregressiveProphet
+from specdec.prophet import Prophet
 from train.objective import Aim, objective, random_starts
 
 GAMMA = 6
 
 
-class Recorder(AutoregressiveDrafter):
-    """The drafter itself, steered: it notes its logits and drafts the bytes it is given."""
+class Recorder:
+    """A drafter, steered: it notes its logits and drafts the bytes it is given."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self.drafter, self.longest = drafter, drafter.longest
+        self.observe, self.copy = drafter.observe, drafter.copy
 
     def script(self, text: bytes, wrong_at: list[int]) -> None:
         self.text, self.wrong_at = text, wrong_at
@@ -37,28 +42,33 @@ class Recorder(AutoregressiveDrafter):
                 byte = text[start + 1 + step] if start + 1 + step < len(text) else 0
                 return torch.tensor([byte ^ (step == wrong)])
 
-        drafts = super().draft(slots, last, length, gamma, Steered())
+        drafts = self.drafter.draft(slots, last, length, gamma, Steered())
         # logits after a wrong draft are those of another text; training never saw that one
         self.calls.append((start, torch.stack(logits[: wrong + 1])))
         return drafts
 
 
-@pytest.mark.parametrize("leading", [1, 2, 4])
+KINDS = [{"leading": 1}, {"leading": 2}, {"leading": 4}, {"parallel": True}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=12)
 @given(
     prompt=st.sampled_from([1, 2, 3, 7, 30]),
     accepted=st.lists(st.integers(0, GAMMA), min_size=3, max_size=8),
 )
 def test_draft_logits_equal_the_training_forward(
-    leading: int, prompt: int, accepted: list[int]
+    kind: dict[str, int], prompt: int, accepted: list[int]
 ) -> None:
     """For every k up to γ, after rounds that accepted 0, some and all drafts."""
     model = tiny_model().double()
-    prophet = tiny_prophet(model, leading=leading).double()
+    prophet = tiny_prophet(model, **kind).double()
     packed = PackedModel(model, slots=1, context=160, device=CPU, dtype=torch.float64)
-    drafter = Recorder(prophet, slots=1, device=CPU, dtype=torch.float64)
+    drafter = Recorder(
+        build_drafter(prophet, slots=1, context=160, device=CPU, dtype=torch.float64, native=False)
+    )
     decoder = Decoder(packed, drafter, slots=1, context=160, device=CPU)
-    job = Job(b"q" * prompt, 90, seed=3)
+    job = Job(b"q" * prompt, 90, seed=3, draft_length=GAMMA)
 
     plain = _decode(decoder, job, 0)
     drafter.script(job.prompt + plain, list(accepted))
@@ -87,8 +97,10 @@ def _decode(decoder: Decoder[Model], job: Job, gamma: int) -> bytes:
     return output
 
 
-def _objective_gradients(detach: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    model, prophet = tiny_model(), tiny_prophet(tiny_model())
+def _objective_gradients(
+    detach: bool, parallel: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    model, prophet = tiny_model(), tiny_prophet(tiny_model(), parallel=parallel)
     model.requires_grad_(True)
     prophet.requires_grad_(True)
     tokens = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -100,19 +112,22 @@ def _objective_gradients(detach: bool) -> tuple[dict[str, Tensor], dict[str, Ten
     )
 
 
-def test_every_prophet_weight_is_trained_the_stand_ins_too() -> None:
-    _, gradients = _objective_gradients(detach=True)
-    assert set(gradients) == {name for name, _ in tiny_prophet(tiny_model()).named_parameters()}
+@pytest.mark.parametrize("parallel", [False, True])
+def test_every_prophet_weight_is_trained_the_stand_ins_too(parallel: bool) -> None:
+    _, gradients = _objective_gradients(detach=True, parallel=parallel)
+    prophet = tiny_prophet(tiny_model(), parallel=parallel)
+    assert set(gradients) == {name for name, _ in prophet.named_parameters()}
     assert all(bool(gradient.abs().sum() > 0) for gradient in gradients.values())
 
 
-def test_detaching_keeps_the_prophet_gradient_out_of_the_model() -> None:
+@pytest.mark.parametrize("parallel", [False, True])
+def test_detaching_keeps_the_prophet_gradient_out_of_the_model(parallel: bool) -> None:
     alone = tiny_model().requires_grad_(True)
     tokens = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
     scores = alone.logits(alone(tokens)[:, :-1])
     torch.nn.functional.cross_entropy(scores.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    detached, _ = _objective_gradients(detach=True)
-    joint, _ = _objective_gradients(detach=False)
+    detached, _ = _objective_gradients(detach=True, parallel=parallel)
+    joint, _ = _objective_gradients(detach=False, parallel=parallel)
     for name, parameter in alone.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(detached[name], parameter.grad)
@@ -126,15 +141,83 @@ def test_starts_reach_from_the_first_byte_to_the_last_that_leaves_room() -> None
     assert not torch.equal(random_starts(1, 2, 40, 8, 0.5), random_starts(1, 3, 40, 8, 0.5))
 
 
-def test_a_start_without_room_for_its_targets_is_refused() -> None:
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_start_without_room_for_its_targets_is_refused(parallel: bool) -> None:
     model = tiny_model()
-    prophet = tiny_prophet(model)
+    prophet = tiny_prophet(model, parallel=parallel)
     tokens = torch.zeros(1, 20, dtype=torch.int64)
     with pytest.raises(ValueError, match="no room for 8 targets"):
         prophet.at_starts(model(tokens), tokens, torch.tensor([12]), 8)
 
 
 def test_blocks_do_not_share_weights() -> None:
-    prophet: AutoregressiveProphet = tiny_prophet(tiny_model())
+    prophet: Prophet = tiny_prophet(tiny_model())
     pointers = [parameter.data_ptr() for parameter in prophet.parameters()]
     assert len(set(pointers)) == len(pointers)
+
+
+def test_a_slot_taken_again_or_forked_drafts_as_a_fresh_one() -> None:
+    """What a slot held before, or which one a prompt was consumed in, leaves no trace."""
+    model = tiny_model()
+    job = Job(b"the first of some", 60, seed=4, draft_length=GAMMA)
+    for parallel in (False, True):
+        prophet = agreeing_prophet(model, parallel=parallel)
+        decoder = tiny_decoder(torch.float64, slots=2, model=model, prophet=prophet)
+        fresh = _rounds(decoder, 0, job)
+        _rounds(decoder, 1, Job(b"another text altogether", 90, seed=1, draft_length=3))
+        assert _rounds(decoder, 1, job) == fresh
+        decoder.open(0, job)
+        decoder.open(1, job)
+        decoder.step({}, {0: 9})
+        decoder.fork(0, 1)
+        decoder.close(0)
+        assert _rest(decoder, 1, job) == fresh
+
+
+def test_a_row_that_never_drafts_is_not_shown_to_the_drafter() -> None:
+    model = tiny_model()
+    prophet = agreeing_prophet(model, parallel=True)
+    decoder = tiny_decoder(torch.float64, slots=2, model=model, prophet=prophet)
+    drafting, plain = Job(b"some text", 20, draft_length=2), Job(b"some text", 20)
+    seen: list[list[int]] = []
+    assert decoder.drafter is not None
+    inner = decoder.drafter.observe
+
+    def observe(slots: Tensor, *rest: Tensor) -> None:
+        seen.append(slots.tolist())
+        inner(slots, *rest)
+
+    decoder.drafter.observe = observe  # type: ignore[method-assign]
+    decoder.open(0, plain)
+    decoder.open(1, drafting)
+    decoder.step({}, {0: 8, 1: 8})
+    decoder.step({0: 0, 1: 0})
+    decoder.step({0: 0, 1: 2})
+    assert seen == [[1], [1], [1]]
+    with pytest.raises(ValueError, match="slot 0 was opened to draft less than 1"):
+        decoder.step({0: 1})
+    decoder.close(0)
+    decoder.open(0, plain)
+    with pytest.raises(ValueError, match="cannot begin where slot 1 is"):
+        decoder.fork(1, 0)
+    decoder.close(1)
+    decoder.open(1, drafting)
+    decoder.step({}, {0: 5})
+    with pytest.raises(ValueError, match="slot 1 drafts and slot 0 does not"):
+        decoder.fork(0, 1)
+
+
+def _rounds(decoder: Decoder[Model], slot: int, job: Job) -> list[RowResult]:
+    decoder.open(slot, job)
+    return _rest(decoder, slot, job)
+
+
+def _rest(decoder: Decoder[Model], slot: int, job: Job) -> list[RowResult]:
+    while size := decoder.to_prefill(slot):
+        decoder.step({}, {slot: size})
+    results: list[RowResult] = []
+    while sum(len(result.output) for result in results) < job.max_tokens:
+        results.append(decoder.step({slot: job.draft_length})[slot])
+    decoder.close(slot)
+    assert any(result.accepted for result in results)
+    return results

@@ -194,13 +194,22 @@ def test_two_processes_do_what_one_does(text: Path, tmp_path: Path) -> None:
     assert records[0]["bytes_seen"] == records[1]["bytes_seen"]
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "kl", "tv", "lk", "coupled"])
-def test_a_prophet_is_trained_for_a_frozen_model(text: Path, tmp_path: Path, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        *((loss, "autoregressive") for loss in ("cross_entropy", "kl", "tv", "lk", "coupled")),
+        ("kl", "parallel"),
+    ],
+)
+def test_a_prophet_is_trained_for_a_frozen_model(
+    text: Path, tmp_path: Path, loss: str, kind: str
+) -> None:
     run("--data", text, "--out", tmp_path / "joint", *TINY, "--steps", 3)
     frozen = tmp_path / "joint" / "checkpoint"
     shape = TINY.index("--hidden-size")
     run_flags = [*TINY[:shape], "--device", "cpu", "--dtype", "float32", "--draft-length", "4"]
     flags = ["--data", text, *run_flags, "--steps", 4, "--prophet-loss", loss]
+    flags += ["--prophet-kind", kind]
     run("prophet", "--checkpoint", frozen, "--out", tmp_path / "alone", *flags)
     result = tmp_path / "alone" / "checkpoint"
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
@@ -209,6 +218,7 @@ def test_a_prophet_is_trained_for_a_frozen_model(text: Path, tmp_path: Path, los
     assert before is not None
     assert after is not None
     assert after.config.draft_length == 4
+    assert after.config.kind == kind
     assert after.config.model_hidden_size == load_model(result).config.hidden_size
     rows = list(csv.DictReader((tmp_path / "alone" / "curve.csv").read_text().splitlines()))
     assert "words.bin/acceptance_4" in rows[-1]
@@ -220,6 +230,8 @@ def test_a_prophet_is_trained_for_a_frozen_model(text: Path, tmp_path: Path, los
         (["--accumulate", "0"], "accumulate"),
         (["--optimizer", "sgd"], "optimizer must be one of muon, adamw, adam"),
         (["--prophet-loss", "mse"], "prophet_loss must be one of"),
+        (["--prophet-kind", "medusa"], "prophet_kind must be one of autoregressive, parallel"),
+        (["--prophet-kind", "parallel", "--prophet-depth", "2"], "prophet_depth must be 1"),
         (["--starts", "1.5"], "starts"),
         (["--split", "line"], "split must be one of"),
         (["--separate", "--eos-byte", "-1"], "separate needs an eos_byte"),

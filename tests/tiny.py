@@ -4,11 +4,13 @@ from typing import TypeVar
 
 import torch
 
+from specdec.autoregressive_prophet import AutoregressiveProphet
 from specdec.build import Model, build_decoder
 from specdec.config import BlockConfig, ModelConfig, ProphetConfig
 from specdec.decoder import Decoder
 from specdec.model import ByteLlama
-from specdec.prophet import AutoregressiveProphet
+from specdec.parallel_prophet import ParallelProphet
+from specdec.prophet import Prophet
 
 CPU = torch.device("cpu")
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -30,8 +32,8 @@ def tiny_model(
 
 
 def tiny_prophet(
-    model: ByteLlama, seed: int = 1, *, leading: int = 2, width: int = 24
-) -> AutoregressiveProphet:
+    model: ByteLlama, seed: int = 1, *, leading: int = 2, width: int = 24, parallel: bool = False
+) -> Prophet:
     """As wide as asked, mostly other than the model."""
     torch.manual_seed(seed)
     block = BlockConfig(
@@ -41,24 +43,42 @@ def tiny_prophet(
         head_dim=12,
         intermediate_size=40,
     )
-    config = ProphetConfig(block, num_hidden_layers=2, model_hidden_size=32, leading_states=leading)
-    prophet = _enlarged(AutoregressiveProphet(config))
+    prophet: AutoregressiveProphet | ParallelProphet
+    if parallel:
+        prophet = ParallelProphet(_parallel(block), model.config.max_position_embeddings)
+    else:
+        prophet = AutoregressiveProphet(
+            ProphetConfig(block, num_hidden_layers=2, model_hidden_size=32, leading_states=leading)
+        )
     torch.nn.init.normal_(prophet.missing)
-    return prophet.eval().requires_grad_(False)
+    return _enlarged(prophet).eval().requires_grad_(False)
 
 
-def agreeing_prophet(model: ByteLlama, seed: int = 1) -> AutoregressiveProphet:
+def agreeing_prophet(model: ByteLlama, seed: int = 1, *, parallel: bool = False) -> Prophet:
     """A random prophet nudged to agree with the model about half of the time.
 
-    Its blocks add nothing and its head is the model's own on a byte's embedding, which is what a
-    model with weak blocks mostly goes by too.
+    It goes by the model's own head on a byte's embedding, which is what a model with weak blocks
+    mostly goes by too: the autoregressive one's blocks add nothing, the parallel one's table of
+    what follows a byte says so.
     """
     torch.manual_seed(seed)
-    config = ProphetConfig(model.config.block, num_hidden_layers=1, model_hidden_size=32)
-    prophet = AutoregressiveProphet(config)
-    prophet.embedding.weight.data.copy_(model.embedding.weight)
-    prophet.head.weight.data.copy_(model.head_weight)
-    return prophet.eval().requires_grad_(False)
+    block = model.config.block
+    if parallel:
+        prophet = ParallelProphet(_parallel(block), model.config.max_position_embeddings)
+        embedded = torch.nn.functional.rms_norm(model.embedding.weight, (32,))
+        prophet.transition.weight.data.copy_(embedded @ model.head_weight.T)
+        return prophet.eval().requires_grad_(False)
+    config = ProphetConfig(block, num_hidden_layers=1, model_hidden_size=32)
+    other = AutoregressiveProphet(config)
+    other.embedding.weight.data.copy_(model.embedding.weight)
+    other.head.weight.data.copy_(model.head_weight)
+    return other.eval().requires_grad_(False)
+
+
+def _parallel(block: BlockConfig) -> ProphetConfig:
+    return ProphetConfig(
+        block, num_hidden_layers=1, model_hidden_size=32, kind="parallel", leading_states=1
+    )
 
 
 def tiny_decoder(
@@ -66,7 +86,7 @@ def tiny_decoder(
     *,
     slots: int = 8,
     model: ByteLlama | None = None,
-    prophet: AutoregressiveProphet | None = None,
+    prophet: Prophet | None = None,
 ) -> Decoder[Model]:
     model = model or tiny_model()
     prophet = prophet or agreeing_prophet(model)

@@ -19,7 +19,7 @@ from train.save import TrainingError
 from train.trainer import Trainer
 from train.world import World
 
-PROPHET_FIELDS = ("prophet_depth", "leading_states", "draft_length", "eos_byte")
+PROPHET_FIELDS = ("prophet_kind", "prophet_depth", "leading_states", "draft_length", "eos_byte")
 """What of the shape is asked for with a frozen model: the rest is the model's."""
 
 TUPLES = {"mix": float, "windows": int, "window_shares": float}

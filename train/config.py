@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
 
-from specdec.config import BlockConfig, ModelConfig, ProphetConfig
+from specdec.config import PROPHET_KINDS, BlockConfig, ModelConfig, ProphetConfig
 
 PROPHET_LOSSES = ("cross_entropy", "kl", "tv", "lk", "coupled")
 """cross_entropy with the byte of the data; the others with the model's whole distribution."""
@@ -17,7 +17,11 @@ PROPHET_LOSSES = ("cross_entropy", "kl", "tv", "lk", "coupled")
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of model and prophet; the prophet is as wide as the model."""
+    """Sizes of model and prophet; the prophet is as wide as the model.
+
+    `prophet_depth` and `leading_states` are the autoregressive kind's: the parallel one has one
+    block, which sees a state at each place.
+    """
 
     hidden_size: int = 256
     depth: int = 8
@@ -26,6 +30,7 @@ class ModelShape:
     intermediate_size: int = 704
     context: int = 1024
     rope_theta: float = 10000.0
+    prophet_kind: str = "autoregressive"
     prophet_depth: int = 1
     leading_states: int = 2
     draft_length: int = 8
@@ -57,7 +62,8 @@ class ModelShape:
             block=self.block,
             num_hidden_layers=self.prophet_depth,
             model_hidden_size=self.hidden_size,
-            leading_states=self.leading_states,
+            kind=self.prophet_kind,
+            leading_states=1 if self.prophet_kind == "parallel" else self.leading_states,
             draft_length=self.draft_length,
         )
 
@@ -142,6 +148,13 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)}"
                 )
+        if self.shape.prophet_kind not in PROPHET_KINDS:
+            raise ValueError(
+                f"prophet_kind must be one of {', '.join(PROPHET_KINDS)}, "
+                f"not {self.shape.prophet_kind}"
+            )
+        if self.shape.prophet_kind == "parallel" and self.shape.prophet_depth != 1:
+            raise ValueError("prophet_depth must be 1 for the parallel kind")
         if self.test_prompts < 1:
             raise ValueError("test_prompts must be at least 1")
         if not 0 <= self.starts <= 1:

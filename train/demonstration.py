@@ -11,7 +11,7 @@ import torch
 from specdec.build import build_decoder, decoding
 from specdec.decoder import Job, Output, generate
 from specdec.model import ByteLlama
-from specdec.prophet import AutoregressiveProphet
+from specdec.prophet import Prophet
 from specdec.sampling import SamplingParams
 from train.data import Corpus
 
@@ -26,7 +26,7 @@ def readable(content: bytes) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "·" for c in text)
 
 
-def demonstrate(model: ByteLlama, prophet: AutoregressiveProphet, corpus: Corpus, step: int) -> str:
+def demonstrate(model: ByteLlama, prophet: Prophet, corpus: Corpus, step: int) -> str:
     """The demonstration of a step, as text.  The prompt is a function of the step."""
     device = next(model.parameters()).device
     context = min(WHOLE_BYTES, model.config.max_position_embeddings)

@@ -12,7 +12,7 @@ import torch
 from specdec.build import build_decoder, decoding
 from specdec.decoder import Job, Output, generate
 from specdec.model import ByteLlama
-from specdec.prophet import AutoregressiveProphet
+from specdec.prophet import Prophet
 from specdec.sampling import SamplingParams
 from train.data import Sample
 
@@ -56,7 +56,7 @@ def loop_start(output: bytes) -> int:
 
 def measure_acceptance(
     model: ByteLlama,
-    prophet: AutoregressiveProphet,
+    prophet: Prophet,
     prompts: Sequence[bytes],
     *,
     temperature: float,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specdec.model import ByteLlama
-from specdec.prophet import AutoregressiveProphet
+from specdec.prophet import Prophet
 from train.acceptance import LOSSES, agreement_on, coupled_acceptance
 
 BITS = 1 / math.log(2)
@@ -53,7 +53,7 @@ def random_starts(seed: int, step: int, length: int, gamma: int, share: float) -
 
 
 def objective(
-    model: ByteLlama, prophet: AutoregressiveProphet, tokens: Tensor, starts: Tensor, aim: Aim
+    model: ByteLlama, prophet: Prophet, tokens: Tensor, starts: Tensor, aim: Aim
 ) -> Losses:
     """Losses of tokens [B, T]; the prophet is trained at `starts` [M], γ targets each.
 

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,9 +21,9 @@ from torch import nn
 from tqdm import tqdm
 
 from specdec.checkpoint import load_model
-from specdec.config import ProphetConfig
+from specdec.kinds import build_prophet
 from specdec.model import ByteLlama
-from specdec.prophet import AutoregressiveProphet
+from specdec.prophet import Prophet
 from train.config import TrainConfig
 from train.curve import write_curve, write_tensorboard
 from train.data import Corpus
@@ -325,10 +325,10 @@ def phase(config: TrainConfig, steps: int, seconds: float, dtype: str) -> dict[s
     }
 
 
-def _networks(config: TrainConfig) -> tuple[ByteLlama, AutoregressiveProphet]:
+def _networks(config: TrainConfig) -> tuple[ByteLlama, Prophet]:
     shape = config.shape
     if not config.frozen:
-        return ByteLlama(shape.model), AutoregressiveProphet(shape.prophet)
+        return ByteLlama(shape.model), build_prophet(shape.prophet, shape.context)
     model = load_model(Path(config.frozen))
     block = model.config.block
     if max(config.windows) > model.config.max_position_embeddings:
@@ -336,14 +336,8 @@ def _networks(config: TrainConfig) -> tuple[ByteLlama, AutoregressiveProphet]:
             f"windows: {max(config.windows)} exceeds the model's context of "
             f"{model.config.max_position_embeddings}"
         )
-    prophet = ProphetConfig(
-        block=block,
-        num_hidden_layers=shape.prophet_depth,
-        model_hidden_size=block.hidden_size,
-        leading_states=shape.leading_states,
-        draft_length=shape.draft_length,
-    )
-    return model, AutoregressiveProphet(prophet)
+    prophet = replace(shape.prophet, block=block, model_hidden_size=block.hidden_size)
+    return model, build_prophet(prophet, model.config.max_position_embeddings)
 
 
 def _mean(parts: list[Losses], world: World) -> Losses:

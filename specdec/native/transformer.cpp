@@ -68,9 +68,10 @@ void put(uint32_t* row, int i, float x) {
 }
 void put(float* row, int i, float x) { row[i] = x; }
 
-// exp, to about an ulp; 0 below -87
+// exp, to about an ulp; 0 below -87, and above 88 what it is there: float32 ends
 inline vf vexp(vf x) {
     vf clamped = x > -87.0f ? x : (vf{} - 87.0f);
+    clamped = clamped < 88.0f ? clamped : (vf{} + 88.0f);
     vf n = clamped * 1.44269504f;
     vi k = __builtin_convertvector(n + (n > 0.0f ? (vf{} + 0.5f) : (vf{} - 0.5f)), vi);
     vf kf = __builtin_convertvector(k, vf);
@@ -282,6 +283,11 @@ class Stack {
     virtual void forward(Team& team, int rows, const float* x, const int64_t* slot,
                          const int64_t* position, const int64_t* index, float* hidden,
                          float* logits) = 0;
+    // Keys and values of the first block alone, at the places given.
+    virtual void remember(Team& team, int rows, const float* x, const int64_t* slot,
+                          const int64_t* place) = 0;
+    // Logits of normed rows, the share of thread t.
+    virtual void score(int t, int threads, int rows, const float* x, int ldx, float* logits) const = 0;
     virtual void copy(int source, int target, int places) = 0;
     virtual int width() const = 0;
 };
@@ -341,6 +347,35 @@ template <class W, class V> class StackOf : public Stack {
         team.run([&](int t) { pass(team, t, rows, input, slot, position, index, hidden, logits); });
     }
 
+    void remember(Team& team, int rows, const float* input, const int64_t* slot,
+                  const int64_t* place) override {
+        reserve(rows, team.size());
+        const Block& b = blocks_[0];
+        int head = int(s_.head), width = int(s_.width), first = int(s_.heads * s_.head) / PAIR;
+        team.run([&](int t) {
+            Span mine = share(rows, t, team.size());
+            for (int r = mine.begin; r < mine.end; ++r)
+                normalize(input + size_t(r) * width, b.attention_norm.data(),
+                          &normed_[size_t(r) * width_ld_]);
+            team.barrier();
+            Span out = share(b.qkv.blocks() - first, t, team.size());
+            b.qkv.template run<false>(normed_.data(), width_ld_, rows, qkv_.data(), qkv_ld_,
+                                      first + out.begin, first + out.end);
+            team.barrier();
+            for (int r = mine.begin; r < mine.end; ++r) {
+                float* key = &qkv_[size_t(r) * qkv_ld_ + s_.heads * head];
+                for (int h = 0; h < s_.kv_heads; ++h)
+                    turn(key + h * head, &cos_[place[r] * head], &sin_[place[r] * head]);
+                put_away(0, slot[r], int(place[r]), key);
+            }
+        });
+    }
+
+    void score(int t, int threads, int rows, const float* x, int ldx, float* logits) const override {
+        Span out = share(head_.blocks(), t, threads);
+        head_.template run<false>(x, ldx, rows, logits, int(s_.vocabulary), out.begin, out.end);
+    }
+
    private:
     struct Block {
         std::vector<float> attention_norm, ff_norm;
@@ -389,11 +424,15 @@ template <class W, class V> class StackOf : public Stack {
         }
     }
 
-    void remember(int layer, int64_t slot, int h, int place, const float* key, const float* value) {
-        W* keys = key_at(layer, slot, h) + size_t(place / PAIR) * s_.head * stride<W>();
-        for (int i = 0; i < s_.head; ++i) put(keys + size_t(i) * stride<W>(), place % PAIR, key[i]);
-        W* values = value_at(layer, slot, h) + size_t(place) * head_padded_ / PAIR * stride<W>();
-        for (int i = 0; i < s_.head; ++i) put(values, i, value[i]);
+    // The keys of a row, head after head, and behind them its values into the cache.
+    void put_away(int layer, int64_t slot, int place, const float* keys) {
+        const float* values = keys + s_.kv_heads * s_.head;
+        for (int h = 0; h < s_.kv_heads; ++h, keys += s_.head, values += s_.head) {
+            W* at = key_at(layer, slot, h) + size_t(place / PAIR) * s_.head * stride<W>();
+            for (int i = 0; i < s_.head; ++i) put(at + size_t(i) * stride<W>(), place % PAIR, keys[i]);
+            at = value_at(layer, slot, h) + size_t(place) * head_padded_ / PAIR * stride<W>();
+            for (int i = 0; i < s_.head; ++i) put(at, i, values[i]);
+        }
     }
 
     // One query over its first `places` places.
@@ -497,9 +536,7 @@ template <class W, class V> class StackOf : public Stack {
                 const float* cos = &cos_[position[r] * head];
                 const float* sin = &sin_[position[r] * head];
                 for (int h = 0; h < s_.heads + s_.kv_heads; ++h) turn(row + h * head, cos, sin);
-                for (int h = 0; h < s_.kv_heads; ++h)
-                    remember(layer, slot[r], h, int(index[r]), row + (s_.heads + h) * head,
-                             row + (s_.heads + s_.kv_heads + h) * head);
+                put_away(layer, slot[r], int(index[r]), row + s_.heads * head);
             }
             team.barrier();
             Span queries = share(rows * int(s_.heads), t, threads);
@@ -535,8 +572,7 @@ template <class W, class V> class StackOf : public Stack {
             std::copy_n(&normed_[size_t(r) * width_ld_], width, hidden + size_t(r) * width);
         }
         team.barrier();
-        Span out = share(head_.blocks(), t, threads);
-        head_.template run<false>(normed_.data(), width_ld_, rows, logits, int(s_.vocabulary), out.begin, out.end);
+        score(t, threads, rows, normed_.data(), width_ld_, logits);
     }
 
     Shape s_;
@@ -549,6 +585,65 @@ template <class W, class V> class StackOf : public Stack {
     Buffer<W> keys_, values_;
     std::vector<float> x_, normed_, qkv_, mixed_, gate_, up_;
     std::vector<std::vector<float>> scores_;
+};
+
+// The gated recurrent unit of a parallel prophet: z ← GRU(z, byte).  What the byte contributes is a
+// row of a table, [256][3·width]: reset, update and candidate; another table says what follows it.
+class Cell {
+   public:
+    virtual ~Cell() = default;
+    virtual void weights(const float* recurrent, const float* gates, const float* transition) = 0;
+    // One step of states [rows, width] with a byte each; the threads of a team together.
+    virtual void step(Team& team, int t, int rows, float* states, const int64_t* bytes,
+                      float* products) const = 0;
+    virtual int products_ld() const = 0;
+    const float* following(int64_t byte) const { return &transition_[byte * 256]; }
+
+   protected:
+    std::vector<float> gates_, transition_;
+};
+
+template <class W> class CellOf : public Cell {
+   public:
+    explicit CellOf(int width) : width_(width) {}
+    void weights(const float* recurrent, const float* gates, const float* transition) override {
+        recurrent_.pack(recurrent, 3 * width_, width_);
+        gates_.assign(gates, gates + size_t(256) * 3 * width_);
+        transition_.assign(transition, transition + 256 * 256);
+    }
+    int products_ld() const override { return padded(3 * width_); }
+
+    void step(Team& team, int t, int rows, float* states, const int64_t* bytes,
+              float* products) const override {
+        int ld = products_ld();
+        Span out = share(recurrent_.blocks(), t, team.size());
+        recurrent_.template run<false>(states, width_, rows, products, ld, out.begin, out.end);
+        team.barrier();
+        Span mine = share(rows, t, team.size());
+        for (int r = mine.begin; r < mine.end; ++r)
+            for (int i = 0; i < width_; i += LANES)
+                advance(states + size_t(r) * width_, products + size_t(r) * ld,
+                        &gates_[bytes[r] * 3 * width_], i);
+        team.barrier();
+    }
+
+   private:
+    static vf sigmoid(vf x) { return 1.0f / (vexp(-x) + 1.0f); }
+
+    void advance(float* state, const float* by, const float* in, int i) const {
+        int count = std::min(LANES, width_ - i);
+        vf part[7] = {};  // the last numbers of a width that is no multiple of the vectors'
+        const float* from[7] = {state, by, by + width_, by + 2 * width_, in, in + width_, in + 2 * width_};
+        for (int k = 0; k < 7; ++k) std::memcpy(&part[k], from[k] + i, count * sizeof(float));
+        vf update = sigmoid(part[5] + part[2]);
+        vf inner = part[6] + sigmoid(part[4] + part[1]) * part[3];
+        vf fresh = 1.0f - 2.0f / (vexp(inner + inner) + 1.0f);  // tanh
+        vf next = update * part[0] + (1.0f - update) * fresh;
+        std::memcpy(state + i, &next, count * sizeof(float));
+    }
+
+    int width_;
+    Linear<W> recurrent_;
 };
 
 }  // namespace
@@ -618,6 +713,49 @@ void specdec_draft(void* stack, void* team, const SpecdecSlots* slots, int rows,
         }
         specdec_choose(slots, rows, 1, step, slot, logits.data(), drafts, gamma, picked.data());
         for (int r = 0; r < rows; ++r) drafts[int64_t(r) * gamma + step] = picked[r];
+    }
+}
+
+void specdec_remember(void* stack, void* team, int rows, const float* x, const int64_t* slot,
+                      const int64_t* place) {
+    static_cast<Stack*>(stack)->remember(*static_cast<Team*>(team), rows, x, slot, place);
+}
+
+void* specdec_cell(int width, int half) {
+    if (half) return static_cast<Cell*>(new CellOf<uint32_t>(width));
+    return static_cast<Cell*>(new CellOf<float>(width));
+}
+void specdec_cell_free(void* cell) { delete static_cast<Cell*>(cell); }
+void specdec_cell_weights(void* cell, const float* recurrent, const float* gates,
+                          const float* transition) {
+    static_cast<Cell*>(cell)->weights(recurrent, gates, transition);
+}
+
+// Drafts [rows, gamma] of a parallel prophet: x [rows, D] are the block's inputs at `place`, whose
+// bytes are `last`.
+void specdec_draft_parallel(void* stack, void* cell, void* team, const SpecdecSlots* slots, int rows,
+                            int gamma, const int64_t* slot, const int64_t* place, const int64_t* last,
+                            const float* x, int64_t* drafts) {
+    Stack& passes = *static_cast<Stack*>(stack);
+    const Cell& unit = *static_cast<Cell*>(cell);
+    Team& threads = *static_cast<Team*>(team);
+    int width = passes.width();
+    std::vector<float> states(size_t(rows) * width), logits(size_t(rows) * 256);
+    std::vector<float> products(size_t(rows) * unit.products_ld());
+    std::vector<int64_t> newest(last, last + rows), picked(rows);
+    passes.forward(threads, rows, x, slot, place, place, states.data(), logits.data());
+    for (int step = 0; step < gamma; ++step) {
+        if (step)
+            threads.run([&](int t) {
+                unit.step(threads, t, rows, states.data(), newest.data(), products.data());
+                passes.score(t, threads.size(), rows, states.data(), width, logits.data());
+            });
+        for (int r = 0; r < rows; ++r) {
+            const float* following = unit.following(newest[r]);
+            for (int i = 0; i < 256; ++i) logits[size_t(r) * 256 + i] += following[i];
+        }
+        specdec_choose(slots, rows, 1, step, slot, logits.data(), drafts, gamma, picked.data());
+        for (int r = 0; r < rows; ++r) drafts[int64_t(r) * gamma + step] = newest[r] = picked[r];
     }
 }
 }
