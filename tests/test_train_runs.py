@@ -139,6 +139,31 @@ def test_a_run_starts_from_the_weights_and_momentum_of_another(
     assert "another shape" in capsys.readouterr().err
 
 
+def test_a_prophet_goes_on_for_another_model(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seed in (("one", 0), ("two", 1)):
+        run("--data", text, *TINY, "--out", tmp_path / name, "--steps", 1, "--seed", seed)
+    shape = TINY.index("--hidden-size")
+    flags = ["--data", text, *TINY[:shape], "--device", "cpu", "--dtype", "float32", "--steps", 1]
+    checkpoints = [tmp_path / name / "checkpoint" for name in ("one", "two")]
+    first, second = tmp_path / "first", tmp_path / "second"
+    run("prophet", "--checkpoint", checkpoints[0], "--out", first, *flags)
+    start = ["--start-from", first]
+    run("prophet", "--checkpoint", checkpoints[1], "--out", second, *flags, *start)
+    saves = [read_save(directory / "last.pt", CPU) for directory in (first, second)]
+    kept = load_model(checkpoints[1]).state_dict()
+    assert all(torch.equal(saves[1]["model"][name], kept[name]) for name in kept)
+    assert not all(torch.equal(saves[0]["model"][name], kept[name]) for name in kept)
+    cosine = torch.nn.functional.cosine_similarity
+    heads = [save["prophet"]["head.weight"].flatten() for save in saves]
+    assert 0.9 < cosine(*heads, 0) < 1
+
+    joint = ["--data", text, *TINY, "--steps", 1, *start, "--out", tmp_path / "third"]
+    assert main([str(x) for x in joint]) == 1
+    assert "one has a frozen model" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_compiled_run_learns_what_an_uncompiled_one_does(text: Path, tmp_path: Path) -> None:
     flags = ["--data", text, *TINY, "--steps", 4]

@@ -141,8 +141,12 @@ class Trainer:
     def _start_from(self, path: Path) -> None:
         state = read_save(path, self.device)
         config = TrainConfig.from_json(state["config"])
+        if bool(config.frozen) != bool(self.config.frozen):
+            raise TrainingError(f"start_from: {path} trained another part: one has a frozen model")
         if config.shape != self.config.shape or config.optimizer != self.config.optimizer:
             raise TrainingError(f"start_from: {path} has another shape or optimizer")
+        if self.config.frozen:  # it may be another one that this prophet is to go on with
+            state["model"] = self.model.state_dict()
         self._take(state)
         self.earlier = [
             *json.loads(state["earlier"]),
