@@ -52,7 +52,9 @@ def load_engine(settings: Settings) -> Engine:
         raise ValueError(
             f"mode: speculative was asked for, and {settings.checkpoint} has no prophet"
         )
-    slots = _slots(settings, slot_bytes(model.config, context, device, dtype, settings.kernels))
+    prophet_config = prophet.config if prophet else None
+    each = slot_bytes(model.config, prophet_config, context, device, dtype, settings.kernels)
+    slots = _slots(settings, each)
     decoder = build_decoder(
         model,
         prophet,
@@ -80,7 +82,7 @@ def load_engine(settings: Settings) -> Engine:
         longest_draft=longest_draft,
         parameters=sum(p.numel() for p in model.parameters()),
         prophet_parameters=sum(p.numel() for p in prophet.parameters()) if prophet else 0,
-        cache_bytes=decoder.model.cache_bytes,
+        cache_bytes=slots * each,
     )
     logger.info(
         "loaded %s on %s in %s: %.1f M parameters, %d slots of %d bytes, cache %.1f MiB; "

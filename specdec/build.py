@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from specdec import native_stack, packed
-from specdec.config import ModelConfig
+from specdec.config import ModelConfig, ProphetConfig
 from specdec.decoder import Decoder
 from specdec.kinds import build_drafter
 from specdec.model import ByteLlama
@@ -63,12 +63,20 @@ def decoding(decoder: Decoder[Model]) -> AbstractContextManager[None]:
 
 
 def slot_bytes(
-    config: ModelConfig, context: int, device: torch.device, dtype: torch.dtype, kernels: Kernels
+    model: ModelConfig,
+    prophet: ProphetConfig | None,
+    context: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    kernels: Kernels,
 ) -> int:
-    """What the cache of one slot will take."""
-    if runs_natively(kernels, device, dtype):
-        return native_stack.slot_bytes(config, context, dtype)
-    return packed.slot_bytes(config, context, dtype)
+    """What the cache of one slot will take, of what grows with the context."""
+    native = runs_natively(kernels, device, dtype)
+    bytes_of = native_stack.slot_bytes if native else packed.slot_bytes
+    size = bytes_of(model.block, model.num_hidden_layers, context, dtype)
+    if prophet is not None and prophet.kind == "parallel":
+        size += bytes_of(prophet.block, prophet.num_hidden_layers, context, dtype)
+    return size
 
 
 def runs_natively(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> bool:

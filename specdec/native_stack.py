@@ -107,10 +107,9 @@ class NativeStack:
         self._library.specdec_copy(self.handle, source, target, places)
 
 
-def slot_bytes(config: ModelConfig, context: int, dtype: torch.dtype) -> int:
-    """What the cache of one slot of `context` bytes takes, in the core's tiles."""
-    block = config.block
-    places = _padded(context + SLACK) * config.num_hidden_layers * block.num_key_value_heads
+def slot_bytes(block: BlockConfig, depth: int, context: int, dtype: torch.dtype) -> int:
+    """What `depth` blocks take of cache for a slot of `context` bytes, in the core's tiles."""
+    places = _padded(context + SLACK) * depth * block.num_key_value_heads
     return places * (block.head_dim + _padded(block.head_dim)) * dtype.itemsize
 
 
@@ -132,10 +131,6 @@ class NativeModel:
         self.stack = NativeStack(
             model.stack, model.head_weight, slots=slots, places=context + SLACK, dtype=dtype
         )
-
-    @property
-    def cache_bytes(self) -> int:
-        return self.slots * slot_bytes(self.config, self.context, self.dtype)
 
     @torch.no_grad()
     def forward(

@@ -99,10 +99,9 @@ class PackedBlock:
         return x + self.down(F.silu(gate) * up)
 
 
-def slot_bytes(config: ModelConfig, context: int, dtype: torch.dtype) -> int:
-    """What the cache of one slot of `context` bytes takes."""
-    block = config.block
-    places = config.num_hidden_layers * block.num_key_value_heads * _capacity(context + SLACK)
+def slot_bytes(block: BlockConfig, depth: int, context: int, dtype: torch.dtype) -> int:
+    """What `depth` blocks take of cache for a slot of `context` bytes."""
+    places = depth * block.num_key_value_heads * _capacity(context + SLACK)
     return 2 * places * block.head_dim * dtype.itemsize
 
 
@@ -209,10 +208,6 @@ class PackedModel:
             device=device,
             dtype=dtype,
         )
-
-    @property
-    def cache_bytes(self) -> int:
-        return 2 * self.stack.keys.numel() * self.stack.keys.element_size()
 
     def copy(self, source: int, target: int, places: int) -> None:
         self.stack.copy(source, target, places)

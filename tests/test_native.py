@@ -11,7 +11,7 @@ from tiny import CPU, agreeing_prophet, tiny_model, tiny_prophet
 
 from specdec import native_library as library
 from specdec.autoregressive_drafter import AutoregressiveDrafter
-from specdec.build import build_decoder, slot_bytes
+from specdec.build import Kernels, build_decoder, slot_bytes
 from specdec.config import BlockConfig, ModelConfig
 from specdec.decoder import Job, generate
 from specdec.invariance import measure_invariance
@@ -20,6 +20,7 @@ from specdec.native_library import NativeUnavailable, native_library
 from specdec.native_rule import NativeRule
 from specdec.native_stack import NativeModel
 from specdec.packed import PackedModel
+from specdec.prophet import Prophet
 from specdec.rule import Group, TorchRule
 from specdec.sampling import Features, SamplingParams
 from specdec.state import SlotState
@@ -203,15 +204,35 @@ def test_kernels_are_chosen_by_name_and_by_what_fits() -> None:
         kind(torch.float64, "native")
 
 
-def test_the_cache_is_as_large_as_announced() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cache_is_as_large_as_announced(dtype: torch.dtype) -> None:
     model = tiny_model()
-    for dtype, each in (
-        (torch.float32, 2 * 192 * (16 + 32) * 4),
-        (torch.bfloat16, 2 * 192 * 48 * 2),
-    ):
-        assert slot_bytes(model.config, 160, CPU, dtype, "native") == each
-        native = NativeModel(model, slots=3, context=160, dtype=dtype)
-        assert native.cache_bytes == 3 * each
+    parallel, autoregressive = tiny_prophet(model, parallel=True), tiny_prophet(model)
+
+    def each(kernels: Kernels, prophet: Prophet | None) -> int:
+        config = prophet.config if prophet else None
+        return slot_bytes(model.config, config, 160, CPU, dtype, kernels)
+
+    assert each("native", None) == 2 * 192 * (16 + 32) * dtype.itemsize
+    assert each("native", autoregressive) == each("native", None)
+    assert each("native", parallel) == each("native", None) + 192 * (12 + 32) * dtype.itemsize
+    decoder = build_decoder(model, parallel, slots=3, device=CPU, dtype=dtype, kernels="torch")
+    stacks = [decoder.model.stack, decoder.drafter.passes]  # type: ignore[union-attr]
+    kept = [tensor.nbytes for stack in stacks for tensor in (stack.keys, stack.values)]
+    assert sum(kept) == 3 * each("torch", parallel)
+
+
+def test_gates_far_from_zero_are_no_garbage() -> None:
+    model = tiny_model()
+    for block in model.stack.blocks:
+        block.gate_up.weight.data.mul_(400)  # type: ignore[union-attr, operator]
+        block.down.weight.data.mul_(1e-3)  # type: ignore[union-attr, operator]
+    text = torch.randint(0, 256, (60,), generator=torch.Generator().manual_seed(1))
+    place, slot = torch.arange(60), torch.zeros(60, dtype=torch.int64)
+    native = NativeModel(model, slots=1, context=60, dtype=torch.float32)
+    _, logits = native.forward(text, slot, place, place, ((1, 60),))
+    expected = model.logits(model(text[None]))[0]
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-4)
 
 
 def test_without_a_compiler_torch_decodes(
