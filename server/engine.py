@@ -14,7 +14,8 @@ from typing import Any
 
 from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
 from server.scheduler import Deliveries, Plan, Scheduler
-from specdec.decoder import LONGEST_CHUNK, Decoder, Job, RowResult
+from specdec.decoder import LONGEST_CHUNK, Decoder, Job
+from specdec.round import RowResult
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from server.messages import (
     Timing,
 )
 from server.stops import StopMatcher
-from specdec.decoder import RowResult
 from specdec.logprobs import ByteLogprob
+from specdec.round import RowResult
 
 Deliveries = list[tuple[str, Event]]
 """(request_id, event) pairs, in order."""

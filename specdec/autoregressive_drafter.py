@@ -3,8 +3,6 @@
 c rows of a group, W rows verified for each, γ drafts, s leading states, D width of the model.
 """
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,8 +11,6 @@ from specdec.autoregressive_prophet import AutoregressiveProphet
 from specdec.config import LONGEST_DRAFT
 from specdec.drafter import Picker
 from specdec.layers import rotary_table, wide
-from specdec.native_rule import NativeRule
-from specdec.native_stack import NativeStack
 from specdec.packed import PackedBlock, pack_linear
 
 
@@ -33,29 +29,15 @@ class AutoregressiveDrafter:
         slots: int,
         device: torch.device,
         dtype: torch.dtype,
-        native: bool = False,
     ) -> None:
         config = prophet.config
         kind = wide(dtype)
-        self.config = config
+        self.config, self.dtype = config, dtype
         self.leading = config.leading_states
         self.embedding = prophet.embedding.weight.detach().to(device, kind)
         self.missing = prophet.missing.detach().to(device, kind)
-        projection = prophet.projection.weight.detach().to(device, dtype)
-        # a few rows: the compiled core's operands are float32, and packing would not pay
-        self.projection = (
-            partial(F.linear, weight=projection.float()) if native else pack_linear(projection)
-        )
-        self.states_type = kind if native else dtype
-        places = self.leading + self.longest
-        self.passes: NativeStack | _PackedPasses
-        if native:
-            # every place is written again before it is seen: nothing is left between rounds
-            self.passes = NativeStack(
-                prophet.stack, prophet.head.weight, slots=slots, places=places, dtype=dtype
-            )
-        else:
-            self.passes = _PackedPasses(prophet, places, device, dtype)
+        self.projection = pack_linear(prophet.projection.weight.to(device, dtype))
+        self.passes = _Passes(prophet, self.leading + self.longest, device, dtype)
         self.states = torch.zeros(
             slots, self.leading, config.model_hidden_size, device=device, dtype=kind
         )
@@ -78,41 +60,27 @@ class AutoregressiveDrafter:
         self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker
     ) -> Tensor:
         count, s = slots.shape[0], self.leading
-        projected = self.projection(self.states[slots].flatten(0, 1).to(self.states_type))
+        projected = self.projection(self.states[slots].flatten(0, 1).to(self.dtype))
         present = (length[:, None] - s + self.offsets >= 0)[..., None]
         lead = torch.where(
             present, projected.view(count, s, -1).to(self.missing.dtype), self.missing
         )
         x = torch.cat((lead, self.embedding[last][:, None]), 1)
-        if isinstance(self.passes, NativeStack) and isinstance(rule, NativeRule):
-            return self.passes.draft(rule.slots_at, slots, x, self.embedding, gamma)
-        return self._draft_by_step(slots, x, gamma, rule)
-
-    def _draft_by_step(self, slots: Tensor, x: Tensor, gamma: int, rule: Picker) -> Tensor:
         drafts: list[Tensor] = []
         caches: Caches = []
         for step in range(gamma):
-            logits = self._advance(slots, x, self.leading + step, caches)
+            logits = self.passes.advance(x, self.leading + step, caches)
             drafts.append(rule.pick(step, logits))
             x = self.embedding[drafts[-1]][:, None]
         return torch.stack(drafts, 1)
-
-    def _advance(self, slots: Tensor, x: Tensor, newest: int, caches: "Caches") -> Tensor:
-        """Logits [c, 256] after x [c, t, P] of slots [c], whose last row has position `newest`."""
-        if isinstance(self.passes, NativeStack):
-            rows = x.shape[1]
-            slot = slots.repeat_interleave(rows)
-            place = torch.arange(newest + 1 - rows, newest + 1).repeat(len(slots))
-            return self.passes.forward(x.flatten(0, 1), slot, place, place)[1][rows - 1 :: rows]
-        return self.passes.advance(x, newest, caches)
 
 
 Caches = list[tuple[Tensor, Tensor]]
 """Keys and values of each block within one round."""
 
 
-class _PackedPasses:
-    """On torch's operations, for any device and type."""
+class _Passes:
+    """The prophet's blocks over what one round drafts."""
 
     def __init__(
         self,
@@ -130,6 +98,7 @@ class _PackedPasses:
         self.cos, self.sin = cos.to(device)[:, None], sin.to(device)[:, None]
 
     def advance(self, x: Tensor, newest: int, caches: Caches) -> Tensor:
+        """Logits [c, 256] after x [c, t, P], whose last row has position `newest`."""
         count, rows = x.shape[:2]
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         cos, sin = (table[newest + 1 - rows : newest + 1] for table in (self.cos, self.sin))

@@ -9,14 +9,16 @@ import torch
 from specdec import native_stack, packed
 from specdec.config import ModelConfig, ProphetConfig
 from specdec.decoder import Decoder
+from specdec.drafter import SlotDrafter
 from specdec.kinds import build_drafter
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library, torch_on_one_thread
-from specdec.native_rule import NativeRule
+from specdec.native_round import NativeDrafter, run_native_round
 from specdec.native_stack import NativeModel
 from specdec.packed import PackedModel
 from specdec.prophet import Prophet
-from specdec.rule import RuleOf, TorchRule
+from specdec.round import RunRound
+from specdec.torch_round import run_round
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +44,21 @@ def build_decoder(
     had.
     """
     context = context or model.config.max_position_embeddings
-    native = runs_natively(kernels, device, dtype)
     passes: Model
-    if native:
+    drafter: SlotDrafter | None = None
+    if runs_natively(kernels, device, dtype):
         passes = NativeModel(model, slots=slots, context=context, dtype=dtype)
+        if prophet is not None:
+            drafter = NativeDrafter(prophet, slots=slots, context=context, dtype=dtype)
+        run: RunRound = run_native_round
     else:
         passes = PackedModel(model, slots=slots, context=context, device=device, dtype=dtype)
-    drafter = None
-    if prophet is not None:
-        drafter = build_drafter(
-            prophet, slots=slots, context=context, device=device, dtype=dtype, native=native
-        )
-    rule_of: RuleOf = NativeRule if native else TorchRule
-    return Decoder(passes, drafter, slots=slots, context=context, device=device, rule_of=rule_of)
+        if prophet is not None:
+            drafter = build_drafter(
+                prophet, slots=slots, context=context, device=device, dtype=dtype
+            )
+        run = run_round
+    return Decoder(passes, drafter, slots=slots, context=context, device=device, run_round=run)
 
 
 def decoding(decoder: Decoder[Model]) -> AbstractContextManager[None]:

@@ -1,24 +1,22 @@
 """Rows in slots, from the host's side: open, step, close.
 
-Turns plain numbers (which slot drafts how much, which prompt bytes are consumed) into the tensors
-of a round and its result back into bytes.  Knows no queue and no request: that is a scheduler's
-work, and `generate` below is the smallest one.
+Turns plain numbers (which slot drafts how much, which prompt bytes are consumed) into a round.
+Knows no queue and no request: that is a scheduler's work, and `generate` below is the smallest one.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from specdec.attention import LONGEST_SPAN
-from specdec.drafter import Drafter
+from specdec.drafter import SlotDrafter
 from specdec.logprobs import ByteLogprob
-from specdec.round import Emitted, Prefill, Shapes, SlotModel, run_round
-from specdec.rule import Group, RuleOf, TorchRule
+from specdec.round import Decode, Prefill, Round, RowResult, RunRound, SlotModel
 from specdec.sampling import Features, SamplingParams
 from specdec.state import SlotState
+from specdec.torch_round import run_round
 
 LONGEST_CHUNK = LONGEST_SPAN
 """Prompt bytes that one slot consumes in a round at most."""
@@ -43,21 +41,6 @@ class Job:
     score_prompt: bool = False
 
 
-@dataclass(frozen=True)
-class RowResult:
-    """What one row got from a round.  `ended`: its last byte is the end-of-document byte.
-
-    `logprobs`, if wanted, are those of `output`, or of prompt bytes for a row that consumed some:
-    of the bytes that follow those consumed.
-    """
-
-    output: bytes
-    drafted: int
-    accepted: int
-    ended: bool
-    logprobs: tuple[ByteLogprob, ...] = ()
-
-
 Model = TypeVar("Model", bound=SlotModel)
 
 
@@ -70,15 +53,15 @@ class Decoder(Generic[Model]):
     def __init__(
         self,
         model: Model,
-        drafter: Drafter | None,
+        drafter: SlotDrafter | None,
         *,
         slots: int,
         context: int,
         device: torch.device,
-        rule_of: RuleOf = TorchRule,
+        run_round: RunRound = run_round,
     ) -> None:
         self.model, self.drafter = model, drafter
-        self._rule_of = rule_of
+        self._run_round = run_round
         self.slots, self.context, self.device = slots, context, device
         self.state = SlotState(slots, device)
         self._rows: list[_Row | None] = [None] * slots
@@ -141,33 +124,19 @@ class Decoder(Generic[Model]):
 
         A row drafts no further than its last byte, whatever is asked.
         """
-        planned = self._plan(drafts)
-        groups = []
-        for width, members in planned:
-            features = Features()
-            for slot in members:
-                features |= self._row(slot).features
-            if features.sampled:
-                lengths = [self._row(slot).length for slot in members]
-                self.state.refill_noise(members, lengths, width)
-            index = torch.tensor(members, device=self.device)
-            self.state.draft_length[index] = width - 1
-            wanted = max(_alternatives(self._row(slot).job) for slot in members)
-            watched = sum(self._row(slot).watched for slot in members)
-            groups.append(Group(index, width, features, wanted, watched))
+        decodes = [self._decode(slot, wanted) for slot, wanted in drafts.items()]
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
-        shapes = Shapes(tuple(groups), tuple(prefills))
-        done = run_round(self.model, self.drafter, self.state, shapes, self._rule_of)
+        self._refill_noise(decodes)
+        work = Round(tuple(decodes), tuple(prefills))
+        done = self._run_round(self.model, self.drafter, self.state, work)
         results: dict[int, RowResult] = {}
-        for (width, members), group in zip(planned, done.groups, strict=True):
-            results.update(self._results(members, width - 1, group))
-        for (slot, size), scored in zip((chunks or {}).items(), done.prefills, strict=True):
-            row = self._row(slot)
-            if scored is not None:
-                following = row.job.prompt[row.consumed + 1 : row.consumed + 1 + size]
-                logprobs = scored.records(0, following, _alternatives(row.job))
-                results[slot] = RowResult(b"", 0, 0, ended=False, logprobs=logprobs)
-            row.consumed += size
+        for decode, result in zip(decodes, done.decodes, strict=True):
+            self._row(decode.slot).length += len(result.output)
+            results[decode.slot] = result
+        for prefill, result in zip(prefills, done.prefills, strict=True):
+            self._row(prefill.slot).consumed += len(prefill.text)
+            if prefill.following is not None:
+                results[prefill.slot] = result
         return results
 
     def _row(self, slot: int) -> "_Row":
@@ -176,59 +145,37 @@ class Decoder(Generic[Model]):
             raise ValueError(f"slot {slot} is free")
         return row
 
-    def _plan(self, drafts: Mapping[int, int]) -> list[tuple[int, list[int]]]:
-        """(width, slots) of each group: rows of one draft length decode together."""
-
-        def width(item: tuple[int, int]) -> int:
-            slot, wanted = item
-            return min(wanted, self._row(slot).end - self._row(slot).length - 2) + 1
-
-        for slot, wanted in drafts.items():
-            if self.to_prefill(slot):
-                raise ValueError(f"slot {slot} has not consumed its prompt")
-            if wanted > self._row(slot).job.draft_length:
-                raise ValueError(f"slot {slot} was opened to draft less than {wanted} bytes")
-
-        def place(item: tuple[int, int]) -> tuple[int, bool, int]:
-            return width(item), not self._row(item[0]).watched, item[0]
-
-        ordered = sorted(drafts.items(), key=place)
-        return [(w, [slot for slot, _ in items]) for w, items in groupby(ordered, key=width)]
+    def _decode(self, slot: int, wanted: int) -> Decode:
+        row = self._row(slot)
+        if self.to_prefill(slot):
+            raise ValueError(f"slot {slot} has not consumed its prompt")
+        if wanted > row.job.draft_length:
+            raise ValueError(f"slot {slot} was opened to draft less than {wanted} bytes")
+        drafts = min(wanted, row.end - row.length - 2)
+        return Decode(slot, drafts, row.features, _alternatives(row.job), row.watched)
 
     def _prefill(self, slot: int, size: int) -> Prefill:
         row = self._row(slot)
         if not 0 < size <= min(LONGEST_CHUNK, self.to_prefill(slot)):
             raise ValueError(f"slot {slot} cannot consume {size} bytes of its prompt")
-        part = row.job.prompt[row.consumed : row.consumed + size]
-        tokens = torch.tensor(list(part), device=self.device)
-        following = None
-        if row.job.score_prompt:
-            after = row.job.prompt[row.consumed + 1 : row.consumed + 1 + size]
-            following = torch.tensor(list(after), device=self.device)
-        index = torch.tensor([slot], device=self.device)
-        wanted = max(0, _alternatives(row.job))
-        return Prefill(index, tokens, row.consumed, following, wanted, row.watched)
-
-    def _results(
-        self, members: Sequence[int], drafted: int, group: Emitted
-    ) -> dict[int, RowResult]:
-        rows = zip(
-            members,
-            group.tokens.tolist(),
-            group.count.tolist(),
-            group.accepted.tolist(),
-            group.ended.tolist(),
-            strict=True,
+        begin, end = row.consumed, row.consumed + size
+        return Prefill(
+            slot,
+            row.job.prompt[begin:end],
+            begin,
+            row.job.prompt[begin + 1 : end + 1] if row.job.score_prompt else None,
+            max(0, _alternatives(row.job)),
+            row.watched,
         )
-        results = {}
-        for index, (slot, tokens, count, accepted, ended) in enumerate(rows):
-            row, output = self._row(slot), bytes(tokens[:count])
-            row.length += count
-            logprobs: tuple[ByteLogprob, ...] = ()
-            if group.logprobs is not None and row.job.logprobs is not None:
-                logprobs = group.logprobs.records(index, output, row.job.logprobs)
-            results[slot] = RowResult(output, drafted, accepted, ended, logprobs)
-        return results
+
+    def _refill_noise(self, decodes: Sequence[Decode]) -> None:
+        # greedy rows too: what they share a pass with may look at theirs, and leave it
+        if any(decode.features.sampled for decode in decodes):
+            self.state.refill_noise(
+                [decode.slot for decode in decodes],
+                [self._row(decode.slot).length for decode in decodes],
+                1 + max(decode.drafts for decode in decodes),
+            )
 
 
 def _alternatives(job: Job) -> int:

@@ -1,4 +1,4 @@
-"""What guesses bytes while decoding: the interface that `specdec.round` drives.
+"""What guesses bytes while decoding: the interface that `specdec.torch_round` drives.
 
 A drafter cannot change what is decoded, only how fast: the model judges every byte.  It is told
 what the model computed (`observe`) for every committed place of the rows that may draft, drafting
@@ -13,16 +13,23 @@ from torch import Tensor
 
 
 class Picker(Protocol):
-    """The byte rule with the rows' own noise: what of a `specdec.rule.Rule` a drafter uses."""
+    """The byte rule with the rows' own noise: what of a `specdec.rule.TorchRule` a drafter uses."""
 
     def pick(self, step: int, logits: Tensor) -> Tensor:
         """Bytes [c] for draft `step`, from 0, of logits [c, 256]."""
 
 
-class Drafter(Protocol):
-    longest: int
-    """The most bytes that a call of `draft` may be asked for."""
+class SlotDrafter(Protocol):
+    """What a decoder needs to know of one, however its rounds are run."""
 
+    longest: int
+    """The most bytes that a row may be drafted at a time."""
+
+    def copy(self, source: int, target: int, places: int) -> None:
+        """Makes slot `target` know what `source` knows, which is the first `places` of a text."""
+
+
+class Drafter(SlotDrafter, Protocol):
     def observe(
         self, slots: Tensor, start: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor
     ) -> None:
@@ -31,9 +38,6 @@ class Drafter(Protocol):
 
         Of row i the first advance[i] ≥ 1 are committed; the rest are rejected drafts.
         """
-
-    def copy(self, source: int, target: int, places: int) -> None:
-        """Makes slot `target` know what `source` knows, which is the first `places` of a text."""
 
     def draft(
         self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker

@@ -25,11 +25,9 @@ def build_drafter(
     context: int,
     device: torch.device,
     dtype: torch.dtype,
-    native: bool,
 ) -> Drafter:
+    """What drafts with it on torch's operations."""
     if isinstance(prophet, ParallelProphet):
-        return ParallelDrafter(
-            prophet, slots=slots, context=context, device=device, dtype=dtype, native=native
-        )
+        return ParallelDrafter(prophet, slots=slots, context=context, device=device, dtype=dtype)
     assert isinstance(prophet, AutoregressiveProphet)
-    return AutoregressiveDrafter(prophet, slots=slots, device=device, dtype=dtype, native=native)
+    return AutoregressiveDrafter(prophet, slots=slots, device=device, dtype=dtype)

@@ -22,7 +22,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-SOURCES = sorted((Path(__file__).parent / "native").glob("*.cpp"))
+NATIVE = Path(__file__).parent / "native"
+SOURCES, HEADERS = sorted(NATIVE.glob("*.cpp")), sorted(NATIVE.glob("*.h"))
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
@@ -34,13 +35,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "specdec_block": (None, [_POINTER, _INT] + [_POINTER] * 6),
     "specdec_finish": (None, [_POINTER] * 5),
     "specdec_forward": (None, [_POINTER, _POINTER, _INT] + [_POINTER] * 6),
-    "specdec_remember": (None, [_POINTER, _POINTER, _INT] + [_POINTER] * 3),
     "specdec_copy": (None, [_POINTER, _INT, _INT, _INT]),
-    "specdec_draft": (None, [_POINTER] * 3 + [_INT] * 3 + [_POINTER] * 4),
-    "specdec_cell": (_POINTER, [_INT, _INT]),
-    "specdec_cell_free": (None, [_POINTER]),
-    "specdec_cell_weights": (None, [_POINTER] * 4),
-    "specdec_draft_parallel": (None, [_POINTER] * 4 + [_INT] * 2 + [_POINTER] * 5),
+    "specdec_model": (_POINTER, [_POINTER] * 2),
+    "specdec_model_free": (None, [_POINTER]),
+    "specdec_parallel": (_POINTER, [_POINTER] + [_INT] * 3 + [_POINTER] * 6),
+    "specdec_autoregressive": (_POINTER, [_POINTER] + [_INT] * 4 + [_POINTER] * 3),
+    "specdec_drafter_free": (None, [_POINTER]),
+    "specdec_drafter_copy": (None, [_POINTER] + [_INT] * 3),
+    "specdec_round": (None, [_POINTER] * 5),
     "specdec_choose": (
         None,
         [_POINTER, _INT, _INT, _INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER],
@@ -86,7 +88,7 @@ def torch_on_one_thread() -> Iterator[None]:
 
 def _built() -> Path:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-    source = b"".join(path.read_bytes() for path in SOURCES)
+    source = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS))
     key = hashlib.sha256(source + repr((FLAGS, compiler, _processor())).encode()).hexdigest()[:20]
     for directory in _directories():
         path = directory / f"specdec-{key}.so"

@@ -6,7 +6,6 @@ the other for all of its decoding.
 """
 
 import ctypes
-from typing import Any
 from weakref import finalize
 
 import torch
@@ -82,27 +81,6 @@ class NativeStack:
         )
         return hidden, logits
 
-    def remember(self, x: Tensor, slot: Tensor, place: Tensor) -> None:
-        """Puts the first block's keys and values of inputs x [N, D] into the cache, no more."""
-        arrays = [part.contiguous() for part in (x, slot, place)]
-        self._library.specdec_remember(
-            self.handle, self._team, len(x), *(a.data_ptr() for a in arrays)
-        )
-
-    def draft(
-        self, slots_at: Any, slot: Tensor, x: Tensor, embedding: Tensor, gamma: int
-    ) -> Tensor:
-        """Bytes [c, γ] that follow x [c, t, D], the first inputs of slots [c], each byte's
-        embedding [256, D] the input to the next; chosen by the rule over the rows at `slots_at`."""
-        count, lead = x.shape[:2]
-        x = x.contiguous()
-        drafts = torch.empty(count, gamma, dtype=torch.int64)
-        arrays = (slot, x, embedding, drafts)
-        self._library.specdec_draft(
-            self.handle, self._team, slots_at, count, lead, gamma, *(a.data_ptr() for a in arrays)
-        )
-        return drafts
-
     def copy(self, source: int, target: int, places: int) -> None:
         self._library.specdec_copy(self.handle, source, target, places)
 
@@ -131,6 +109,9 @@ class NativeModel:
         self.stack = NativeStack(
             model.stack, model.head_weight, slots=slots, places=context + SLACK, dtype=dtype
         )
+        library = native_library()
+        self.handle: int = library.specdec_model(self.stack.handle, self.embedding.data_ptr())
+        finalize(self, library.specdec_model_free, self.handle)
 
     @torch.no_grad()
     def forward(

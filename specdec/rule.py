@@ -5,9 +5,7 @@ For drafting and for judging alike; what the rule is says `specdec.sampling`.
 c rows of a group, γ drafts, W = γ + 1 rows verified for each.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +18,10 @@ from specdec.state import SlotState
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that decode with the same number of drafts at most.
+    """Rows that decode with the same number of drafts.
 
-    slots [c]; `width` is W.  A row's own `draft_length` may be shorter than W-1.  Of so many
-    `alternatives` the log-probabilities are given, of none below 0.  The first `watched` rows may
-    draft, now or later: the drafter is told of them.
+    slots [c]; `width` is W.  Of so many `alternatives` the log-probabilities are given, of none
+    below 0.  The first `watched` rows may draft, now or later: the drafter is told of them.
     """
 
     slots: Tensor
@@ -32,22 +29,6 @@ class Group:
     features: Features
     alternatives: int = -1
     watched: int = 0
-
-
-class Rule(Protocol):
-    """The byte rule bound to a group's rows, for drafting and for judging alike.
-
-    length [c] is the index of each row's last byte, eos [c] its end-of-document byte or -1.
-    """
-
-    length: Tensor
-    eos: Tensor
-
-    def pick(self, step: int, logits: Tensor) -> Tensor:
-        """Draft `step` from the drafter's logits [c, 256]; earlier drafts count as output."""
-
-    def judge(self, logits: Tensor, drafts: Tensor) -> Tensor:
-        """The model's choices [c, W] from logits [c, W, 256], after each prefix of the drafts."""
 
 
 class TorchRule:
@@ -87,6 +68,3 @@ class TorchRule:
             logits.flatten(0, 1), rows, counts, position, self.noise(each, position), group.features
         )
         return chosen.view(count, width)
-
-
-RuleOf = Callable[[SlotState, Group], Rule]

@@ -29,7 +29,6 @@ class SlotState:
         self.last = zeros(slots)
         self.end = zeros(slots)
         self.seed = zeros(slots)
-        self.draft_length = zeros(slots)
         self.counts = zeros(slots, VOCAB_SIZE)
         self.sampling = SamplingRows.neutral(slots, device)
         self.noise = torch.zeros(slots, NOISE_AHEAD, VOCAB_SIZE, dtype=torch.float64, device=device)

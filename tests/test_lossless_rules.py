@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from specdec import oracle
 from specdec.decoder import Decoder, Job, generate
-from specdec.round import accept
 from specdec.sampling import SamplingParams
+from specdec.torch_round import accept
 
 CONTEXT = 96
 CPU = torch.device("cpu")
@@ -186,7 +186,6 @@ def test_the_example_of_the_round_holds() -> None:
     emitted = accept(
         torch.tensor([[10, 99, 30]]),
         torch.tensor([[10, 20, 30, 40]]),
-        torch.tensor([3]),
         torch.tensor([100]),
         torch.tensor([-1]),
     )
@@ -198,7 +197,7 @@ def test_the_example_of_the_round_holds() -> None:
     ("draft_length", "room", "eos", "count", "accepted", "ended"),
     [
         (4, 100, -1, 5, 4, False),  # all right: the bonus byte too
-        (2, 100, -1, 3, 2, False),  # a shorter draft in a wide group
+        (2, 100, -1, 3, 2, False),
         (0, 100, -1, 1, 0, False),  # none
         (4, 3, -1, 3, 3, False),  # room for three: what lies behind counts for nothing
         (4, 1, -1, 1, 1, False),
@@ -211,9 +210,8 @@ def test_accepting_stops_at_lengths_room_and_end(
     draft_length: int, room: int, eos: int, count: int, accepted: int, ended: bool
 ) -> None:
     emitted = accept(
-        torch.tensor([[0, 1, 2, 3]]),
-        torch.tensor([[0, 1, 2, 3, 4]]),
-        torch.tensor([draft_length]),
+        torch.arange(draft_length)[None],
+        torch.arange(draft_length + 1)[None],
         torch.tensor([room]),
         torch.tensor([eos]),
     )

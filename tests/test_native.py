@@ -1,5 +1,6 @@
 """The compiled core against torch: the model's scores, the rule's bytes, and doing without it."""
 
+import ctypes
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,16 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CPU, agreeing_prophet, tiny_model, tiny_prophet
+from torch import Tensor
 
 from specdec import native_library as library
 from specdec.autoregressive_drafter import AutoregressiveDrafter
 from specdec.build import Kernels, build_decoder, slot_bytes
 from specdec.config import BlockConfig, ModelConfig
-from specdec.decoder import Job, generate
+from specdec.decoder import Job, Output, generate
 from specdec.invariance import measure_invariance
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library
-from specdec.native_rule import NativeRule
+from specdec.native_round import _Buffers
 from specdec.native_stack import NativeModel
 from specdec.packed import PackedModel
 from specdec.prophet import Prophet
@@ -156,16 +158,28 @@ def test_the_rule_picks_and_judges_as_torch_does(
     logits = torch.randn(len(params), drafted + 1, 256, generator=generator) * 3
     if grain:
         logits = (logits * grain).round() / grain
-    rules = NativeRule(state, group), TorchRule(state, group)
+    rule = TorchRule(state, group)
+    buffers = _Buffers(state)
+
+    def choose(width: int, before: int, scores: Tensor, written: Tensor) -> Tensor:
+        chosen = torch.empty(len(slots), width, dtype=torch.int64)
+        arrays = (slots, scores.contiguous(), written.contiguous())
+        pointers = [array.data_ptr() for array in arrays]
+        native_library().specdec_choose(
+            ctypes.byref(buffers.slots),
+            *(len(slots), width, before),
+            *pointers,
+            written.shape[1],
+            chosen.data_ptr(),
+        )
+        return chosen
+
     drafts = torch.zeros(len(params), 0, dtype=torch.int64)
     for step in range(drafted):
-        ours, theirs = (rule.pick(step, logits[:, step]) for rule in rules)
-        assert torch.equal(ours, theirs)
-        drafts = torch.cat((drafts, ours[:, None]), 1)
-    ours, theirs = (rule.judge(logits, drafts) for rule in rules)
-    assert torch.equal(ours, theirs)
-    assert torch.equal(rules[0].eos, rules[1].eos)
-    assert torch.equal(rules[0].length, rules[1].length)
+        picked = rule.pick(step, logits[:, step])
+        assert torch.equal(choose(1, step, logits[:, step], drafts)[:, 0], picked)
+        drafts = torch.cat((drafts, picked[:, None]), 1)
+    assert torch.equal(choose(drafted + 1, 0, logits, drafts), rule.judge(logits, drafts))
 
 
 PROPHETS = [
@@ -174,20 +188,50 @@ PROPHETS = [
 ]
 
 
-@pytest.mark.parametrize("shape", PROPHETS)
-def test_drafts_are_those_of_torch(shape: dict[str, int]) -> None:
+@pytest.mark.parametrize("shape", [None, *PROPHETS], ids=str)
+def test_rounds_are_those_of_torch(shape: dict[str, int] | None) -> None:
+    """Bytes, drafts, what was accepted and log-probabilities, for rows of every sort at once."""
     model = tiny_model()
-    prophet = tiny_prophet(model, **shape)
-    jobs = [Job(b"x" * n, 60, SamplingParams(temperature=1.0), n, 5) for n in (1, 2, 3, 50)]
+    prophet = tiny_prophet(model, **shape) if shape else None
+    sampled = SamplingParams(temperature=1.0)
+    adjusted = replace(sampled, presence_penalty=0.8, repetition_penalty=1.2, top_k=40)
+    jobs = [
+        Job(b"x", 60, sampled, 1, 5),
+        Job(b"xy", 60, sampled, 2, 2, logprobs=2, score_prompt=True),
+        Job(b"xyz", 40, adjusted, 3, 16, eos=b"e"[0]),
+        Job(b"longer" * 9, 33, SamplingParams(temperature=0), 4, 5, eos=10),
+        Job(b"longer" * 23, 20, adjusted, 5, 0, logprobs=0),
+        Job(b"longer" * 9, 50, sampled, 6, 1),
+        Job(b"scored" * 9, 0, sampled, 7, 0, logprobs=1, score_prompt=True),
+        Job(b"\0" * 4, 60, sampled, 8, 0),
+    ]
+    if prophet is None:
+        jobs = [replace(job, draft_length=0) for job in jobs]
     figures = []
     for kernels in ("native", "torch"):
         decoder = build_decoder(
-            model, prophet, slots=4, device=CPU, dtype=torch.float32, kernels=kernels
+            model, prophet, slots=8, device=CPU, dtype=torch.float32, kernels=kernels
         )
-        outputs = generate(decoder, jobs)
-        figures.append([(out.output, out.rounds, out.accepted) for out in outputs])
-    assert figures[0] == figures[1]
-    assert sum(accepted for _, _, accepted in figures[0])
+        figures.append(generate(decoder, jobs))
+        assert decoder.state.counts.sum(1)[2] == len(
+            b"".join(r.output for r in figures[-1][2].results)
+        )
+    for ours, theirs in zip(*figures, strict=True):
+        assert [replace(r, logprobs=()) for r in ours.results] == [
+            replace(r, logprobs=()) for r in theirs.results
+        ]
+        assert flat(ours) == pytest.approx(flat(theirs), abs=1e-4)
+    assert (prophet is None) == (sum(out.accepted for out in figures[0]) == 0)
+
+
+def flat(out: Output) -> list[float]:
+    """Every log-probability of an output, and the bytes that they are of."""
+    records = [*out.prompt_logprobs, *(item for r in out.results for item in r.logprobs)]
+    return [
+        number
+        for item in records
+        for number in (item.byte, item.logprob or 0.0, *(n for pair in item.top for n in pair))
+    ]
 
 
 def test_kernels_are_chosen_by_name_and_by_what_fits() -> None:
@@ -217,7 +261,7 @@ def test_the_cache_is_as_large_as_announced(dtype: torch.dtype) -> None:
     assert each("native", autoregressive) == each("native", None)
     assert each("native", parallel) == each("native", None) + 192 * (12 + 32) * dtype.itemsize
     decoder = build_decoder(model, parallel, slots=3, device=CPU, dtype=dtype, kernels="torch")
-    stacks = [decoder.model.stack, decoder.drafter.passes]  # type: ignore[union-attr]
+    stacks = [decoder.model.stack, decoder.drafter.stack]  # type: ignore[union-attr]
     kept = [tensor.nbytes for stack in stacks for tensor in (stack.keys, stack.values)]
     assert sum(kept) == 3 * each("torch", parallel)
 

@@ -8,11 +8,12 @@ from tiny import CPU, agreeing_prophet, tiny_decoder, tiny_model, tiny_prophet
 from torch import Tensor
 
 from specdec.build import Model
-from specdec.decoder import LONGEST_CHUNK, Decoder, Job, RowResult
+from specdec.decoder import LONGEST_CHUNK, Decoder, Job
 from specdec.drafter import Drafter, Picker
 from specdec.kinds import build_drafter
 from specdec.packed import PackedModel
 from specdec.prophet import Prophet
+from specdec.round import RowResult
 from train.objective import Aim, objective, random_starts
 
 GAMMA = 6
@@ -65,7 +66,7 @@ def test_draft_logits_equal_the_training_forward(
     prophet = tiny_prophet(model, **kind).double()
     packed = PackedModel(model, slots=1, context=160, device=CPU, dtype=torch.float64)
     drafter = Recorder(
-        build_drafter(prophet, slots=1, context=160, device=CPU, dtype=torch.float64, native=False)
+        build_drafter(prophet, slots=1, context=160, device=CPU, dtype=torch.float64)
     )
     decoder = Decoder(packed, drafter, slots=1, context=160, device=CPU)
     job = Job(b"q" * prompt, 90, seed=3, draft_length=GAMMA)

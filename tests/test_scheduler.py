@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from server.messages import Failed, Finished, FinishReason, Mode, Progress, Submission
 from server.scheduler import Deliveries, Plan, Scheduler
-from specdec.decoder import RowResult
 from specdec.logprobs import ByteLogprob
+from specdec.round import RowResult
 from specdec.sampling import SamplingParams
 
 

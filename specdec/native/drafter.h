@@ -1,0 +1,278 @@
+// What drafts: the prophets as a round needs them.
+//
+// c rows, γ drafts, D width of the model, P width of the prophet, s leading states.
+
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "byte_rule.h"
+#include "cell.h"
+#include "stack.h"
+
+namespace specdec {
+
+// Rows of a pass that were committed: `count` of them from `at` on belong to `slot`, at places from
+// `start` on.  The first needs no telling where the prophet has drafted from it.
+struct Committed {
+    int64_t slot, start;
+    int at, count;
+    bool drafted;
+};
+
+// A row to draft for: its last byte and that byte's place.
+struct Wanted {
+    int64_t slot, last, place;
+    int gamma;
+    int64_t* drafts;
+};
+
+class Drafter {
+   public:
+    virtual ~Drafter() = default;
+    // The model's states hidden [N, D] of tokens [N].
+    virtual void observe(Team& team, const std::vector<Committed>& rows, const float* hidden,
+                         const int64_t* tokens) = 0;
+    // Rows in falling order of γ.
+    virtual void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) = 0;
+    virtual void copy(int source, int target, int places) = 0;
+
+   protected:
+    // Draft `step` of rows [0, active), each with logits [256].
+    static void pick(Team& team, int t, const SpecdecSlots& slots, const std::vector<Wanted>& rows,
+                     int active, int step, const float* logits) {
+        Span mine = share(active, t, team.size());
+        for (int r = mine.begin; r < mine.end; ++r) {
+            int64_t picked;
+            specdec_choose(&slots, 1, 1, step, &rows[r].slot, logits + size_t(r) * 256,
+                           rows[r].drafts, 0, &picked);
+            rows[r].drafts[step] = picked;
+        }
+    }
+    static int active_at(const std::vector<Wanted>& rows, int step) {
+        int active = 0;
+        while (active < int(rows.size()) && rows[active].gamma > step) ++active;
+        return active;
+    }
+};
+
+// Weights that both kinds have: byte embeddings [256, P], a projection of states and what stands in
+// for them [s, P] before the first byte.
+template <class W> class Inputs {
+   public:
+    Inputs(int model_width, int width, const float* embedding, const float* projection,
+           const float* missing, int leading)
+        : model_width_(model_width), width_(width),
+          embedding_(embedding, embedding + size_t(256) * width),
+          missing_(missing, missing + size_t(leading) * width) {
+        projection_.pack(projection, width, model_width);
+    }
+    int ld() const { return padded(width_); }
+
+    // Projections [rows, ld] of states [rows, D]; the threads of a team together.
+    void project(Team& team, int t, int rows, const float* states, float* out) const {
+        Span blocks = share(projection_.blocks(), t, team.size());
+        projection_.template run<false>(states, model_width_, rows, out, ld(), blocks.begin,
+                                        blocks.end);
+    }
+    const float* missing(int i) const { return &missing_[size_t(i) * width_]; }
+    const float* embedding(int64_t byte) const { return &embedding_[byte * width_]; }
+
+   private:
+    int model_width_, width_;
+    std::vector<float> embedding_, missing_;
+    Linear<W> projection_;
+};
+
+template <class W> class ParallelDrafter : public Drafter {
+   public:
+    ParallelDrafter(Stack& stack, int slots, int model_width, const float* embedding,
+                    const float* projection, const float* missing, const float* recurrent,
+                    const float* gates, const float* transition)
+        : stack_(stack), model_width_(model_width), width_(stack.width()),
+          inputs_(model_width, width_, embedding, projection, missing, 1),
+          cell_(width_, recurrent, gates, transition),
+          states_(size_t(slots) * model_width, 0.0f) {}
+
+    void observe(Team& team, const std::vector<Committed>& rows, const float* hidden,
+                 const int64_t* tokens) override {
+        int total = 0;
+        for (const Committed& row : rows) total += row.count - row.drafted;
+        grow(total);
+        int n = 0;
+        for (const Committed& row : rows) {
+            for (int i = row.drafted; i < row.count; ++i, ++n) {
+                const float* from = i ? hidden + size_t(row.at + i - 1) * model_width_ : state(row.slot);
+                std::copy_n(from, model_width_, &before_[size_t(n) * model_width_]);
+                slot_[n] = row.slot;
+                place_[n] = row.start + i;
+                bytes_[n] = tokens[row.at + i];
+            }
+            std::copy_n(hidden + size_t(row.at + row.count - 1) * model_width_, model_width_,
+                        state(row.slot));
+        }
+        if (!total) return;
+        team.run([&](int t) { inputs(team, t, total); });
+        stack_.remember(team, total, x_.data(), slot_.data(), place_.data());
+    }
+
+    void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) override {
+        int count = int(rows.size());
+        grow(count);
+        for (int r = 0; r < count; ++r) {
+            std::copy_n(state(rows[r].slot), model_width_, &before_[size_t(r) * model_width_]);
+            slot_[r] = rows[r].slot;
+            place_[r] = rows[r].place;
+            bytes_[r] = rows[r].last;
+        }
+        team.run([&](int t) { inputs(team, t, count); });
+        stack_.forward(team, count, count, count, x_.data(), slot_.data(), place_.data(),
+                       place_.data(), y_.data(), logits_.data());
+        team.run([&](int t) {
+            int threads = team.size();
+            for (int step = 0; step < rows[0].gamma; ++step) {
+                int active = active_at(rows, step);
+                if (step) {
+                    cell_.step(team, t, active, y_.data(), bytes_.data(), products_.data());
+                    stack_.score(t, threads, active, y_.data(), width_, logits_.data());
+                    team.barrier();
+                }
+                Span mine = share(active, t, threads);
+                for (int r = mine.begin; r < mine.end; ++r) {
+                    const float* following = cell_.following(bytes_[r]);
+                    for (int i = 0; i < 256; ++i) logits_[size_t(r) * 256 + i] += following[i];
+                }
+                pick(team, t, slots, rows, active, step, logits_.data());
+                for (int r = mine.begin; r < mine.end; ++r) bytes_[r] = rows[r].drafts[step];
+                team.barrier();
+            }
+        });
+    }
+
+    void copy(int source, int target, int places) override {
+        stack_.copy(source, target, places);
+        std::copy_n(state(source), model_width_, state(target));
+    }
+
+   private:
+    float* state(int64_t slot) { return &states_[size_t(slot) * model_width_]; }
+
+    // The block's inputs x [rows, P] from states before and bytes.
+    void inputs(Team& team, int t, int rows) {
+        inputs_.project(team, t, rows, before_.data(), products_.data());
+        team.barrier();
+        Span mine = share(rows, t, team.size());
+        for (int r = mine.begin; r < mine.end; ++r) {
+            const float* known = place_[r] ? &products_[size_t(r) * products_ld()] : inputs_.missing(0);
+            const float* embedded = inputs_.embedding(bytes_[r]);
+            float* x = &x_[size_t(r) * width_];
+            for (int i = 0; i < width_; ++i) x[i] = known[i] + embedded[i];
+        }
+    }
+    int products_ld() const { return inputs_.ld(); }
+
+    void grow(int rows) {
+        if (rows <= int(slot_.size())) return;
+        before_.resize(size_t(rows) * model_width_);
+        x_.resize(size_t(rows) * width_);
+        y_.resize(size_t(rows) * width_);
+        logits_.resize(size_t(rows) * 256);
+        products_.resize(size_t(rows) * std::max(inputs_.ld(), cell_.products_ld()));
+        slot_.resize(rows);
+        place_.resize(rows);
+        bytes_.resize(rows);
+    }
+
+    Stack& stack_;
+    int model_width_, width_;
+    Inputs<W> inputs_;
+    Cell<W> cell_;
+    std::vector<float> states_;  // the model's at each slot's last place
+    std::vector<float> before_, x_, y_, logits_, products_;
+    std::vector<int64_t> slot_, place_, bytes_;
+};
+
+template <class W> class AutoregressiveDrafter : public Drafter {
+   public:
+    AutoregressiveDrafter(Stack& stack, int slots, int model_width, int leading,
+                          const float* embedding, const float* projection, const float* missing)
+        : stack_(stack), model_width_(model_width), width_(stack.width()), leading_(leading),
+          inputs_(model_width, width_, embedding, projection, missing, leading),
+          states_(size_t(slots) * leading * model_width, 0.0f) {}
+
+    void observe(Team&, const std::vector<Committed>& rows, const float* hidden,
+                 const int64_t*) override {
+        for (const Committed& row : rows) {
+            int fresh = std::min(row.count, leading_);
+            float* ring = ring_of(row.slot);
+            std::copy(ring + size_t(fresh) * model_width_, ring + size_t(leading_) * model_width_, ring);
+            std::copy_n(hidden + size_t(row.at + row.count - fresh) * model_width_,
+                        size_t(fresh) * model_width_, ring + size_t(leading_ - fresh) * model_width_);
+        }
+    }
+
+    // Every place is written again before it is seen: nothing is left between rounds.
+    void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) override {
+        int count = int(rows.size()), each = leading_ + 1;
+        grow(count * each);
+        for (int r = 0; r < count; ++r)
+            std::copy_n(ring_of(rows[r].slot), size_t(leading_) * model_width_,
+                        &before_[size_t(r) * leading_ * model_width_]);
+        team.run([&](int t) {
+            inputs_.project(team, t, count * leading_, before_.data(), products_.data());
+        });
+        // the first `count` rows are the last bytes, which are scored; the states stand behind
+        for (int r = 0; r < count; ++r) {
+            fill(r, rows[r].slot, leading_, inputs_.embedding(rows[r].last));
+            for (int i = 0; i < leading_; ++i) {
+                int row = r * leading_ + i;
+                bool present = rows[r].place - leading_ + i >= 0;
+                fill(count + row, rows[r].slot, i,
+                     present ? &products_[size_t(row) * inputs_.ld()] : inputs_.missing(i));
+            }
+        }
+        for (int step = 0; step < rows[0].gamma; ++step) {
+            int active = active_at(rows, step), all = step ? active : count * each;
+            if (step)
+                for (int r = 0; r < active; ++r)
+                    fill(r, rows[r].slot, leading_ + step, inputs_.embedding(rows[r].drafts[step - 1]));
+            stack_.forward(team, all, active, active, x_.data(), slot_.data(), place_.data(),
+                           place_.data(), y_.data(), logits_.data());
+            team.run([&](int t) { pick(team, t, slots, rows, active, step, logits_.data()); });
+        }
+    }
+
+    void copy(int source, int target, int) override {
+        std::copy_n(ring_of(source), size_t(leading_) * model_width_, ring_of(target));
+    }
+
+   private:
+    float* ring_of(int64_t slot) { return &states_[size_t(slot) * leading_ * model_width_]; }
+
+    void fill(int row, int64_t slot, int place, const float* x) {
+        slot_[row] = slot;
+        place_[row] = place;
+        std::copy_n(x, width_, &x_[size_t(row) * width_]);
+    }
+
+    void grow(int rows) {
+        if (rows <= int(slot_.size())) return;
+        before_.resize(size_t(rows) * model_width_);
+        products_.resize(size_t(rows) * inputs_.ld());
+        x_.resize(size_t(rows) * width_);
+        y_.resize(size_t(rows) * width_);
+        logits_.resize(size_t(rows) * 256);
+        slot_.resize(rows);
+        place_.resize(rows);
+    }
+
+    Stack& stack_;
+    int model_width_, width_, leading_;
+    Inputs<W> inputs_;
+    std::vector<float> states_;  // the model's last s, oldest first
+    std::vector<float> before_, products_, x_, y_, logits_;
+    std::vector<int64_t> slot_, place_;
+};
+
+}  // namespace specdec

@@ -1,0 +1,111 @@
+// Thirty-two numbers at a time, in float32 or bfloat16, and memory for what is streamed through.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace specdec {
+
+constexpr int LANES = 16;
+constexpr int PAIR = 2 * LANES;
+constexpr int AHEAD = 96;      // inputs whose weights are asked for before they are needed
+constexpr int MOST_ROWS = 12;  // of a tile: 24 sums stay in registers
+
+typedef float vf __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t vu __attribute__((vector_size(64), aligned(4)));
+typedef int32_t vi __attribute__((vector_size(64), aligned(4)));
+
+int padded(int n) { return (n + PAIR - 1) / PAIR * PAIR; }
+
+uint16_t to_half(float x) {  // bfloat16, nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    bits += 0x7fff + ((bits >> 16) & 1);
+    return static_cast<uint16_t>(bits >> 16);
+}
+
+// Thirty-two numbers as two vectors: the first sixteen and the second.  In bfloat16 number i and
+// number i + 16 share a 32-bit lane, so that each half is one operation away from float32.
+inline void load(const uint32_t* at, vf& first, vf& second) {
+    vu both = *reinterpret_cast<const vu*>(at);
+    first = (vf)(both << 16);
+    second = (vf)(both & 0xffff0000u);
+}
+inline void load(const float* at, vf& first, vf& second) {
+    first = *reinterpret_cast<const vf*>(at);
+    second = *reinterpret_cast<const vf*>(at + LANES);
+}
+template <class W> constexpr int stride() { return std::is_same<W, float>::value ? PAIR : LANES; }
+
+void put(uint32_t* row, int i, float x) {
+    reinterpret_cast<uint16_t*>(row + i / PAIR * LANES + i % LANES)[i % PAIR / LANES] = to_half(x);
+}
+void put(float* row, int i, float x) { row[i] = x; }
+
+// exp, to about an ulp; 0 below -87, and above 88 what it is there: float32 ends
+inline vf vexp(vf x) {
+    vf clamped = x > -87.0f ? x : (vf{} - 87.0f);
+    clamped = clamped < 88.0f ? clamped : (vf{} + 88.0f);
+    vf n = clamped * 1.44269504f;
+    vi k = __builtin_convertvector(n + (n > 0.0f ? (vf{} + 0.5f) : (vf{} - 0.5f)), vi);
+    vf kf = __builtin_convertvector(k, vf);
+    vf r = clamped - kf * 0.693359375f;
+    r = r - kf * -2.12194440e-4f;
+    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    vf scaled = p * (vf)((k + 127) << 23);
+    return x > -87.0f ? scaled : vf{};
+}
+
+float sum(vf x) {  // halves, then halves of those: a fixed order
+    float lanes[LANES];
+    std::memcpy(lanes, &x, sizeof lanes);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+float largest(vf x) {
+    float best = x[0];
+    for (int i = 1; i < LANES; ++i) best = std::max(best, x[i]);
+    return best;
+}
+
+// Memory for what is streamed through, on huge pages where the system gives them.
+template <class T> class Buffer {
+   public:
+    Buffer() = default;
+    explicit Buffer(size_t size) {
+        constexpr size_t page = size_t(2) << 20;
+        size_t bytes = std::max<size_t>(1, (size * sizeof(T) + page - 1) / page) * page;
+        data_.reset(static_cast<T*>(std::aligned_alloc(page, bytes)));
+        if (!data_) throw std::bad_alloc();
+#if defined(__linux__)
+        madvise(data_.get(), bytes, MADV_HUGEPAGE);
+#endif
+        std::memset(data_.get(), 0, bytes);
+    }
+    T* data() { return data_.get(); }
+    const T* data() const { return data_.get(); }
+
+   private:
+    struct Free { void operator()(T* at) const { std::free(at); } };
+    std::unique_ptr<T, Free> data_;
+};
+
+}  // namespace specdec

@@ -1,0 +1,178 @@
+"""A round on torch's operations, for any device: rows of one draft length go through it together.
+
+Nothing is read on the host before the end.
+
+c rows of a group, γ drafts, W = γ + 1 rows verified for each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from specdec.config import VOCAB_SIZE
+from specdec.drafter import Drafter
+from specdec.logprobs import ByteLogprob, Logprobs, logprobs_of
+from specdec.round import Decode, Prefill, Round, RoundResult, RowResult, SlotModel
+from specdec.rule import Group, TorchRule
+from specdec.sampling import Features
+from specdec.state import SlotState
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What a group's rows got: bytes [c, W], of which the first count [c] hold.
+
+    accepted [c] counts the drafts among them, ended [c] tells that the last is the
+    end-of-document byte.
+    """
+
+    tokens: Tensor
+    count: Tensor
+    accepted: Tensor
+    ended: Tensor
+    logprobs: Logprobs | None = None
+
+
+def accept(drafts: Tensor, chosen: Tensor, room: Tensor, eos: Tensor) -> Emitted:
+    """Compares drafts [c, γ] with the model's choices [c, γ+1].
+
+    room [c] ≥ 1 is how many bytes the row may still emit, eos [c] its last byte or -1.
+    """
+    width = chosen.shape[1]
+    if width == 1:  # nothing was drafted, and there is room for a byte
+        none = torch.zeros_like(eos)
+        return Emitted(chosen, none + 1, none, chosen[:, 0] == eos)
+    places = torch.arange(width, device=chosen.device)
+    agreed = (drafts == chosen[:, :-1]).cumprod(1).sum(1)
+    count = torch.minimum(agreed + 1, room)
+    is_end = (chosen == eos[:, None]) & (places < count[:, None])
+    ended = is_end.any(1)
+    count = torch.where(ended, is_end.int().argmax(1) + 1, count)
+    return Emitted(chosen, count, torch.minimum(agreed, count), ended)
+
+
+@torch.no_grad()
+def run_round(
+    model: SlotModel, drafter: Drafter | None, state: SlotState, work: Round
+) -> RoundResult:
+    """See `specdec.round.RunRound`."""
+    # those that are watched first in each group: the drafter takes a slice
+    ordered = sorted(work.decodes, key=lambda row: (row.drafts, not row.watched))
+    members = [list(rows) for _, rows in groupby(ordered, key=lambda row: row.drafts)]
+    rules = [TorchRule(state, _group(state, rows)) for rows in members]
+    tokens, slots, position = [], [], []
+    drafted = []
+    for rule in rules:
+        group = rule.group
+        last = state.last[group.slots]
+        drafts = last.new_zeros(len(last), 0)
+        if group.width > 1:
+            assert drafter is not None
+            drafts = drafter.draft(group.slots, last, rule.length, group.width - 1, rule)
+        drafted.append(drafts)
+        tokens.append(torch.cat((last[:, None], drafts), 1).flatten())
+        slots.append(group.slots.repeat_interleave(group.width))
+        ahead = torch.arange(group.width, device=last.device)
+        position.append((rule.length[:, None] + ahead).flatten())
+    for prefill in work.prefills:
+        text = torch.tensor(list(prefill.text), device=state.device)
+        tokens.append(text)
+        slots.append(torch.full_like(text, prefill.slot))
+        position.append(prefill.start + torch.arange(len(text), device=state.device))
+    widths = [(len(rule.group.slots), rule.group.width) for rule in rules]
+    widths += [(1, len(prefill.text)) for prefill in work.prefills]
+    place = torch.cat(position)
+    hidden, logits = model.forward(torch.cat(tokens), torch.cat(slots), place, place, tuple(widths))
+
+    emitted: list[Emitted] = []
+    row = 0
+    for rule, drafts in zip(rules, drafted, strict=True):
+        group = rule.group
+        rows = slice(row, row + drafts.shape[0] * group.width)
+        row = rows.stop
+        judged = logits[rows].unflatten(0, (-1, group.width))
+        chosen = rule.judge(judged, drafts)
+        room = state.end[group.slots] - rule.length - 1
+        result = accept(drafts, chosen, room, rule.eos)
+        _advance(state, group, rule.length, result)
+        if drafter is not None and group.watched:
+            watched = slice(group.watched)
+            drafter.observe(
+                group.slots[watched],
+                rule.length[watched],
+                hidden[rows].unflatten(0, (-1, group.width))[watched],
+                tokens[len(emitted)].view(-1, group.width)[watched],
+                result.count[watched],
+            )
+        if group.alternatives >= 0:
+            result = replace(result, logprobs=logprobs_of(judged, chosen, group.alternatives))
+        emitted.append(result)
+    scored: list[RowResult] = []
+    for index, prefill in enumerate(work.prefills):
+        consumed = tokens[len(rules) + index]
+        rows = slice(row, row + len(consumed))
+        row = rows.stop
+        scored.append(_scored(prefill, logits[rows]))
+        if drafter is not None and prefill.watched:
+            slot, start, advance = (
+                consumed.new_full((1,), n) for n in (prefill.slot, prefill.start, len(consumed))
+            )
+            drafter.observe(slot, start, hidden[rows][None], consumed[None], advance)
+    results: dict[int, RowResult] = {}
+    for rows_of, group_result in zip(members, emitted, strict=True):
+        results.update(_results(rows_of, group_result))
+    return RoundResult(tuple(results[row.slot] for row in work.decodes), tuple(scored))
+
+
+def _group(state: SlotState, rows: Sequence[Decode]) -> Group:
+    features = Features()
+    for row in rows:
+        features |= row.features
+    return Group(
+        slots=torch.tensor([row.slot for row in rows], device=state.device),
+        width=rows[0].drafts + 1,
+        features=features,
+        alternatives=max(row.alternatives for row in rows),
+        watched=sum(row.watched for row in rows),
+    )
+
+
+def _scored(prefill: Prefill, logits: Tensor) -> RowResult:
+    records: tuple[ByteLogprob, ...] = ()
+    if prefill.following is not None:
+        following = torch.tensor(list(prefill.following), device=logits.device)
+        logprobs = logprobs_of(logits[None], following[None], prefill.alternatives)
+        records = logprobs.records(0, prefill.following, prefill.alternatives)
+    return RowResult(b"", 0, 0, ended=False, logprobs=records)
+
+
+def _results(rows: Sequence[Decode], emitted: Emitted) -> dict[int, RowResult]:
+    figures = zip(
+        rows,
+        emitted.tokens.tolist(),
+        emitted.count.tolist(),
+        emitted.accepted.tolist(),
+        emitted.ended.tolist(),
+        strict=True,
+    )
+    results = {}
+    for index, (row, tokens, count, accepted, ended) in enumerate(figures):
+        output = bytes(tokens[:count])
+        logprobs: tuple[ByteLogprob, ...] = ()
+        if emitted.logprobs is not None and row.alternatives >= 0:
+            logprobs = emitted.logprobs.records(index, output, row.alternatives)
+        results[row.slot] = RowResult(output, row.drafts, accepted, ended, logprobs)
+    return results
+
+
+def _advance(state: SlotState, group: Group, length: Tensor, result: Emitted) -> None:
+    state.length[group.slots] = length + result.count
+    state.last[group.slots] = result.tokens.gather(1, result.count[:, None] - 1)[:, 0]
+    if group.features.adjusted:
+        places = torch.arange(group.width, device=length.device)
+        held = (places < result.count[:, None])[..., None]
+        state.counts[group.slots] += (F.one_hot(result.tokens, VOCAB_SIZE) * held).sum(1)
