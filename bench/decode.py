@@ -106,17 +106,20 @@ def costs(decoder: Decoder[Model], draft_length: int, repeats: int = 60) -> dict
     place = torch.arange(200, 201 + draft_length, device=decoder.device)
     tokens, slot = torch.full_like(place, 101), torch.zeros_like(place)
     samples: dict[str, list[float]] = {"base_round": [], "speculative_round": [], "verify": []}
-    decoder.open(0, Job(b"x" * 100, decoder.context - 100, SamplingParams(), 1))
-    decoder.step({}, {0: 99})
+    job = Job(b"x" * 100, decoder.context - 100, SamplingParams(), 1)
+    for index, drafts in enumerate((0, draft_length)):
+        decoder.open(index, replace(job, draft_length=drafts))
+    decoder.step({}, {0: 99, 1: 99})
     for _ in range(repeats):
-        for name, drafts in (("base_round", 0), ("speculative_round", draft_length)):
+        for index, name in enumerate(("base_round", "speculative_round")):
             began = time.perf_counter()
-            decoder.step({0: drafts})
+            decoder.step({index: index * draft_length})
             samples[name].append(time.perf_counter() - began)
         began = time.perf_counter()
         model.forward(tokens, slot, place, place, ((1, draft_length + 1),))
         samples["verify"].append(time.perf_counter() - began)
     decoder.close(0)
+    decoder.close(1)
     result = {name: round(quartiles(values)[1] * 1e3, 3) for name, values in samples.items()}
     result["draft_and_accept"] = round(result["speculative_round"] - result["verify"], 3)
     return result
@@ -145,7 +148,7 @@ def main(arguments: list[str]) -> int:
     decoder = build_decoder(
         model,
         prophet,
-        slots=max(options.batch),
+        slots=max(2, *options.batch),  # `costs` takes two
         device=device,
         dtype=dtype,
         kernels=options.kernels,

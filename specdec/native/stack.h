@@ -17,6 +17,8 @@
 
 namespace specdec {
 
+constexpr int TOGETHER = 8;  // queries that read a slot's keys and values at once
+
 struct Shape {
     int64_t layers, width, heads, kv_heads, head, feed_forward, slots, places, vocabulary;
 };
@@ -102,7 +104,7 @@ template <class W, class V> class StackOf : public Stack {
                   const int64_t* place) override {
         reserve(rows, team.size());
         const Block& b = blocks_[0];
-        int head = int(s_.head), width = int(s_.width), first = int(s_.heads * s_.head) / PAIR;
+        int width = int(s_.width), first = int(s_.heads * s_.head) / PAIR;
         team.run([&](int t) {
             Span mine = share(rows, t, team.size());
             for (int r = mine.begin; r < mine.end; ++r)
@@ -113,12 +115,7 @@ template <class W, class V> class StackOf : public Stack {
             b.qkv.template run<false>(normed_.data(), width_ld_, rows, qkv_.data(), qkv_ld_,
                                       first + out.begin, first + out.end);
             team.barrier();
-            for (int r = mine.begin; r < mine.end; ++r) {
-                float* key = &qkv_[size_t(r) * qkv_ld_ + s_.heads * head];
-                for (int h = 0; h < s_.kv_heads; ++h)
-                    turn(key + h * head, &cos_[place[r] * head], &sin_[place[r] * head]);
-                put_away(0, slot[r], int(place[r]), key);
-            }
+            arrange(t, team.size(), 0, rows, false, slot, place, place);
         });
     }
 
@@ -150,7 +147,7 @@ template <class W, class V> class StackOf : public Stack {
         gate_.assign(size_t(rows) * ff_ld_, 0);
         up_.assign(size_t(rows) * ff_ld_, 0);
         scores_.resize(threads);
-        for (auto& scores : scores_) scores.assign(capacity_, 0);
+        for (auto& scores : scores_) scores.assign(size_t(TOGETHER) * capacity_, 0);
     }
 
     void normalize(const float* x, const float* weight, float* out) const {
@@ -166,7 +163,7 @@ template <class W, class V> class StackOf : public Stack {
         for (i = 0; i < width; ++i) out[i] = x[i] * scale * weight[i];
     }
 
-    void turn(float* x, const float* cos, const float* sin) const {
+    void turn(float* __restrict x, const float* __restrict cos, const float* __restrict sin) const {
         int half = int(s_.head) / 2;
         for (int i = 0; i < half; ++i) {
             float a = x[i], b = x[i + half];
@@ -175,101 +172,165 @@ template <class W, class V> class StackOf : public Stack {
         }
     }
 
-    // The keys of a row, head after head, and behind them its values into the cache.
-    void put_away(int layer, int64_t slot, int place, const float* keys) {
-        const float* values = keys + s_.kv_heads * s_.head;
-        for (int h = 0; h < s_.kv_heads; ++h, keys += s_.head, values += s_.head) {
-            W* at = key_at(layer, slot, h) + size_t(place / PAIR) * s_.head * stride<W>();
-            for (int i = 0; i < s_.head; ++i) put(at + size_t(i) * stride<W>(), place % PAIR, keys[i]);
-            at = value_at(layer, slot, h) + size_t(place) * head_padded_ / PAIR * stride<W>();
-            for (int i = 0; i < s_.head; ++i) put(at, i, values[i]);
+    void put_away(int layer, int64_t slot, int h, int place, const float* key, const float* value) {
+        W* at = key_at(layer, slot, h) + size_t(place / PAIR) * s_.head * stride<W>();
+        for (int i = 0; i < s_.head; ++i) put(at + size_t(i) * stride<W>(), place % PAIR, key[i]);
+        at = value_at(layer, slot, h) + size_t(place) * head_padded_ / PAIR * stride<W>();
+        int i = 0;
+        for (; i + PAIR <= s_.head; i += PAIR) store(at + i / PAIR * stride<W>(), value + i);
+        for (; i < s_.head; ++i) put(at, i, value[i]);
+    }
+
+    // Turns queries (if wanted) and keys of the rows and puts keys and values away, the share of
+    // thread t.  Head by head: places side by side share cache lines, which should stay with a thread.
+    void arrange(int t, int threads, int layer, int rows, bool queries, const int64_t* slot,
+                 const int64_t* position, const int64_t* index) {
+        int head = int(s_.head), heads = int(s_.heads), kv_heads = int(s_.kv_heads);
+        Span mine = share(rows * kv_heads, t, threads);
+        for (int unit = mine.begin; unit < mine.end; ++unit) {
+            int h = unit / rows, r = unit % rows, groups = heads / kv_heads;
+            float* row = &qkv_[size_t(r) * qkv_ld_];
+            const float* cos = &cos_[position[r] * head];
+            const float* sin = &sin_[position[r] * head];
+            if (queries)
+                for (int g = 0; g < groups; ++g) turn(row + (h * groups + g) * head, cos, sin);
+            float* key = row + (heads + h) * head;
+            turn(key, cos, sin);
+            put_away(layer, slot[r], h, int(index[r]), key, key + kv_heads * head);
         }
     }
 
-    // One query over its first `places` places.
-    void attend(const float* query, const W* keys, const W* values, int places, float* scores,
-                float* out) const {
-        int head = int(s_.head), blocks = (places + PAIR - 1) / PAIR;
-        float scale = 1.0f / std::sqrt(float(head));
-        vf best = vf{} - INFINITY;
-        for (int b = 0; b < blocks; b += 4) {  // four at a time: eight sums hide the latency
-            vf sums[4][2] = {};
-            int count = std::min(4, blocks - b);
-            const W* at = keys + size_t(b) * head * stride<W>();
-            size_t step = size_t(head) * stride<W>();
-            if (count == 4) {
-                for (int i = 0; i < head; ++i) {
+    // Scores of Q queries against N blocks of 32 places, from block `at` on.
+    template <int Q, int N>
+    void dot(const float* const* queries, const W* keys, float scale, float* const* scores,
+             int at) const {
+        vf sums[N][Q][2] = {};
+        size_t step = size_t(s_.head) * stride<W>();
+        keys += at * step;
+        for (int i = 0; i < s_.head; ++i) {
 #pragma GCC unroll 4
-                    for (int j = 0; j < 4; ++j) {
-                        vf first, second;
-                        const W* here = at + j * step + size_t(i) * stride<W>();
-                        __builtin_prefetch(here + 4 * step);
-                        load(here, first, second);
-                        sums[j][0] += first * query[i];
-                        sums[j][1] += second * query[i];
-                    }
+            for (int n = 0; n < N; ++n) {
+                vf first, second;
+                const W* here = keys + n * step + size_t(i) * stride<W>();
+                __builtin_prefetch(here + N * step);
+                load(here, first, second);
+#pragma GCC unroll 8
+                for (int q = 0; q < Q; ++q) {
+                    float x = queries[q][i];
+                    sums[n][q][0] += first * x;
+                    sums[n][q][1] += second * x;
                 }
-            } else {
-                for (int j = 0; j < count; ++j)
-                    for (int i = 0; i < head; ++i) {
-                        vf first, second;
-                        load(at + j * step + size_t(i) * stride<W>(), first, second);
-                        sums[j][0] += first * query[i];
-                        sums[j][1] += second * query[i];
-                    }
             }
-            for (int j = 0; j < count; ++j)
-                for (int half = 0; half < 2; ++half) {
-                    int from = (b + j) * PAIR + half * LANES;
-                    vf score = sums[j][half] * scale;
-                    for (int lane = std::max(0, places - from); lane < LANES; ++lane)
-                        score[lane] = -INFINITY;
-                    *reinterpret_cast<vf*>(scores + from) = score;
-                    best = best > score ? best : score;
-                }
+        }
+        for (int n = 0; n < N; ++n)
+            for (int q = 0; q < Q; ++q)
+                for (int half = 0; half < 2; ++half)
+                    *reinterpret_cast<vf*>(scores[q] + (at + n) * PAIR + half * LANES) =
+                        sums[n][q][half] * scale;
+    }
+
+    // Scores of `places` places to weights that are still to be divided by their sum, returned.
+    static float exponentials(float* scores, int places) {
+        int end = (places + PAIR - 1) / PAIR * PAIR;
+        for (int i = places; i < end; ++i) scores[i] = -INFINITY;
+        vf best = vf{} - INFINITY, total = {};
+        for (int i = 0; i < end; i += LANES) {
+            vf score = *reinterpret_cast<const vf*>(scores + i);
+            best = best > score ? best : score;
         }
         float top = largest(best);
-        vf total = {};
-        for (int i = 0; i < blocks * PAIR; i += LANES) {
+        for (int i = 0; i < end; i += LANES) {
             vf* at = reinterpret_cast<vf*>(scores + i);
             *at = vexp(*at - top);
             total += *at;
         }
-        float share = 1.0f / sum(total);
-        for (int part = 0; part < head_padded_; part += 2 * PAIR) {
-            int halves = std::min(2, (head_padded_ - part) / PAIR);
-            vf sums[4] = {};
+        return sum(total);
+    }
+
+    // Values weighed for Q queries, each over its own places.
+    template <int Q>
+    void weigh(const W* values, const int* places, const float* const* weights, const float* totals,
+               float* const* outs) const {
+        int common = *std::min_element(places, places + Q), head = int(s_.head);
+        size_t step = size_t(head_padded_) / PAIR * stride<W>();
+        for (int part = 0; part < head_padded_; part += PAIR) {
+            vf sums[Q][2] = {};
             const W* at = values + size_t(part) / PAIR * stride<W>();
-            size_t step = size_t(head_padded_) / PAIR * stride<W>();
-            if (halves == 2) {
-                for (int p = 0; p < places; ++p) {
-                    vf a, b, c, e;
-                    __builtin_prefetch(at + (p + 16) * step);
-                    __builtin_prefetch(at + (p + 16) * step + LANES);
-                    load(at + p * step, a, b);
-                    load(at + p * step + stride<W>(), c, e);
-                    sums[0] += a * scores[p];
-                    sums[1] += b * scores[p];
-                    sums[2] += c * scores[p];
-                    sums[3] += e * scores[p];
-                }
-            } else {
-                for (int p = 0; p < places; ++p) {
-                    vf a, b;
-                    load(at + p * step, a, b);
-                    sums[0] += a * scores[p];
-                    sums[1] += b * scores[p];
+            for (int p = 0; p < common; ++p) {
+                vf first, second;
+                __builtin_prefetch(at + (p + 16) * step);
+                load(at + p * step, first, second);
+#pragma GCC unroll 8
+                for (int q = 0; q < Q; ++q) {
+                    sums[q][0] += first * weights[q][p];
+                    sums[q][1] += second * weights[q][p];
                 }
             }
-            for (int i = part; i < std::min(head, part + halves * PAIR); ++i)
-                out[i] = sums[(i - part) / LANES][(i - part) % LANES] * share;
+            for (int q = 0; q < Q; ++q) {
+                for (int p = common; p < places[q]; ++p) {
+                    vf first, second;
+                    load(at + p * step, first, second);
+                    sums[q][0] += first * weights[q][p];
+                    sums[q][1] += second * weights[q][p];
+                }
+                for (int i = part; i < std::min(head, part + PAIR); ++i)
+                    outs[q][i] = sums[q][(i - part) / LANES][i % LANES] / totals[q];
+            }
+        }
+    }
+
+    // Q queries over the first places of one slot's keys and values; each by itself, side by side.
+    template <int Q>
+    void attend(const float* const* queries, const int* places, const W* keys, const W* values,
+                float* scores, float* const* outs) const {
+        constexpr int N = Q <= 2 ? 4 : Q <= 4 ? 2 : 1;  // at least eight sums hide the latency
+        float scale = 1.0f / std::sqrt(float(s_.head)), totals[Q];
+        float* of[Q];
+        for (int q = 0; q < Q; ++q) of[q] = scores + size_t(q) * capacity_;
+        int blocks = (*std::max_element(places, places + Q) + PAIR - 1) / PAIR, b = 0;
+        for (; b + N <= blocks; b += N) dot<Q, N>(queries, keys, scale, of, b);
+        for (; b < blocks; ++b) dot<Q, 1>(queries, keys, scale, of, b);
+        for (int q = 0; q < Q; ++q) totals[q] = exponentials(of[q], places[q]);
+        weigh<Q>(values, places, of, totals, outs);
+    }
+
+    // The queries of rows [first, first + count), all of one slot, that look at key-value head h:
+    // those of thread t, of queries numbered from `number` on among `all` of the pass.
+    void attend_span(Team& team, int t, int layer, int first, int count, int h, int number, int all,
+                     const int64_t* slot, const int64_t* index) {
+        int groups = int(s_.heads / s_.kv_heads), head = int(s_.head), queries = count * groups;
+        Span mine = share(all, t, team.size());
+        int from = std::max(mine.begin - number, 0), to = std::min(mine.end - number, queries);
+        const W *keys = key_at(layer, slot[first], h), *values = value_at(layer, slot[first], h);
+        while (from < to) {
+            int size = std::min(TOGETHER, to - from), places[TOGETHER];
+            const float* query[TOGETHER];
+            float* out[TOGETHER];
+            for (int q = 0; q < size; ++q) {
+                int row = first + (from + q) / groups, which = h * groups + (from + q) % groups;
+                query[q] = &qkv_[size_t(row) * qkv_ld_ + which * head];
+                out[q] = &mixed_[size_t(row) * mixed_ld_ + which * head];
+                places[q] = int(index[row]) + 1;
+            }
+            float* scores = scores_[t].data();
+            switch (size) {
+                case 1: attend<1>(query, places, keys, values, scores, out); break;
+                case 2: attend<2>(query, places, keys, values, scores, out); break;
+                case 3: attend<3>(query, places, keys, values, scores, out); break;
+                case 4: attend<4>(query, places, keys, values, scores, out); break;
+                case 5: attend<5>(query, places, keys, values, scores, out); break;
+                case 6: attend<6>(query, places, keys, values, scores, out); break;
+                case 7: attend<7>(query, places, keys, values, scores, out); break;
+                default: attend<8>(query, places, keys, values, scores, out); break;
+            }
+            from += size;
         }
     }
 
     void pass(Team& team, int t, int rows, int finished, int scored, const float* input,
               const int64_t* slot, const int64_t* position, const int64_t* index, float* hidden,
               float* logits) {
-        int threads = team.size(), width = int(s_.width), head = int(s_.head);
+        int threads = team.size(), width = int(s_.width);
         int groups = int(s_.heads / s_.kv_heads);
         Span mine = share(rows, t, threads);
         for (int r = mine.begin; r < mine.end; ++r)
@@ -283,24 +344,17 @@ template <class W, class V> class StackOf : public Stack {
             Span out = share(b.qkv.blocks(), t, threads);
             b.qkv.template run<false>(normed_.data(), width_ld_, rows, qkv_.data(), qkv_ld_, out.begin, out.end);
             team.barrier();
-            for (int r = mine.begin; r < mine.end; ++r) {
-                float* row = &qkv_[size_t(r) * qkv_ld_];
-                const float* cos = &cos_[position[r] * head];
-                const float* sin = &sin_[position[r] * head];
-                for (int h = 0; h < s_.heads + s_.kv_heads; ++h) turn(row + h * head, cos, sin);
-                put_away(layer, slot[r], int(index[r]), row + s_.heads * head);
-            }
+            arrange(t, threads, layer, rows, true, slot, position, index);
             team.barrier();
             if (layer + 1 == s_.layers) {
                 rows = finished;
                 mine = share(rows, t, threads);
             }
-            Span queries = share(rows * int(s_.heads), t, threads);
-            for (int q = queries.begin; q < queries.end; ++q) {
-                int r = q / int(s_.heads), h = q % int(s_.heads);
-                attend(&qkv_[size_t(r) * qkv_ld_ + h * head], key_at(layer, slot[r], h / groups),
-                       value_at(layer, slot[r], h / groups), int(index[r]) + 1, scores_[t].data(),
-                       &mixed_[size_t(r) * mixed_ld_ + h * head]);
+            for (int first = 0, number = 0, end; first < rows; first = end) {
+                for (end = first + 1; end < rows && slot[end] == slot[first]; ++end) {}
+                for (int h = 0; h < s_.kv_heads; ++h, number += (end - first) * groups)
+                    attend_span(team, t, layer, first, end - first, h, number, rows * int(s_.heads),
+                                slot, index);
             }
             team.barrier();
             out = share(b.output.blocks(), t, threads);

@@ -80,7 +80,7 @@ class Team {
 };
 
 struct Span { int begin, end; };
-Span share(int count, int thread, int threads) {
+inline Span share(int count, int thread, int threads) {
     return {int(int64_t(count) * thread / threads), int(int64_t(count) * (thread + 1) / threads)};
 }
 

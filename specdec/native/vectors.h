@@ -26,9 +26,9 @@ typedef float vf __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t vu __attribute__((vector_size(64), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(64), aligned(4)));
 
-int padded(int n) { return (n + PAIR - 1) / PAIR * PAIR; }
+inline int padded(int n) { return (n + PAIR - 1) / PAIR * PAIR; }
 
-uint16_t to_half(float x) {  // bfloat16, nearest, ties to even
+inline uint16_t to_half(float x) {  // bfloat16, nearest, ties to even
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     bits += 0x7fff + ((bits >> 16) & 1);
@@ -48,10 +48,20 @@ inline void load(const float* at, vf& first, vf& second) {
 }
 template <class W> constexpr int stride() { return std::is_same<W, float>::value ? PAIR : LANES; }
 
-void put(uint32_t* row, int i, float x) {
+inline void put(uint32_t* row, int i, float x) {
     reinterpret_cast<uint16_t*>(row + i / PAIR * LANES + i % LANES)[i % PAIR / LANES] = to_half(x);
 }
-void put(float* row, int i, float x) { row[i] = x; }
+inline void put(float* row, int i, float x) { row[i] = x; }
+
+// Thirty-two numbers at once.
+inline void store(uint32_t* at, const float* x) {
+    auto half = [](const float* from) {
+        vu bits = *reinterpret_cast<const vu*>(from);
+        return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    };
+    *reinterpret_cast<vu*>(at) = half(x) | (half(x + LANES) << 16);
+}
+inline void store(float* at, const float* x) { std::memcpy(at, x, PAIR * sizeof(float)); }
 
 // exp, to about an ulp; 0 below -87, and above 88 what it is there: float32 ends
 inline vf vexp(vf x) {
@@ -72,7 +82,7 @@ inline vf vexp(vf x) {
     return x > -87.0f ? scaled : vf{};
 }
 
-float sum(vf x) {  // halves, then halves of those: a fixed order
+inline float sum(vf x) {  // halves, then halves of those: a fixed order
     float lanes[LANES];
     std::memcpy(lanes, &x, sizeof lanes);
     for (int width = LANES / 2; width; width /= 2)
@@ -80,7 +90,7 @@ float sum(vf x) {  // halves, then halves of those: a fixed order
     return lanes[0];
 }
 
-float largest(vf x) {
+inline float largest(vf x) {
     float best = x[0];
     for (int i = 1; i < LANES; ++i) best = std::max(best, x[i]);
     return best;
