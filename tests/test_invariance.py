@@ -16,12 +16,12 @@ def _packed(dtype: torch.dtype, slots: int = 4) -> PackedModel:
 
 def test_a_pass_that_depends_on_its_row_count_is_found() -> None:
     model = _packed(torch.float64)
-    plain = model.head
+    plain = model.stack.head
 
     def treacherous(x: torch.Tensor) -> torch.Tensor:
         return plain(x) * (1 + 1e-12 * (x.shape[0] % 2))
 
-    model.head = treacherous
+    model.stack.head = treacherous
     found = measure_invariance(model)
     assert not found.exact
     assert found.differing > 0
@@ -30,7 +30,7 @@ def test_a_pass_that_depends_on_its_row_count_is_found() -> None:
 
 def test_an_attention_that_sees_its_neighbours_is_found() -> None:
     model = _packed(torch.float64)
-    honest = model.attention.mix
+    honest = model.stack.attention.mix
 
     def leaking(
         query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, plan: object
@@ -38,7 +38,7 @@ def test_an_attention_that_sees_its_neighbours_is_found() -> None:
         mixed = honest(query, keys, values, plan)
         return mixed + 1e-9 * F.pad(mixed[:-1], (0, 0, 1, 0))
 
-    model.attention.mix = leaking  # type: ignore[method-assign]
+    model.stack.attention.mix = leaking  # type: ignore[method-assign]
     assert measure_invariance(model).differing > 100
 
 
@@ -56,7 +56,7 @@ def test_both_attentions_agree() -> None:
     model = _packed(torch.float64)
     other = _packed(torch.float64)
     capacity = model.stack.keys.shape[3]
-    other.attention = GatheredAttention(model.config.block, capacity, CPU, torch.float64)
+    other.stack.attention = GatheredAttention(model.config.block, capacity, CPU, torch.float64)
     generator = torch.Generator().manual_seed(1)
     begin = torch.zeros(4, dtype=torch.int64)
     for groups in ((4, 30),), ((2, 1), (2, 3)), ((1, 5), (1, 1), (1, 7)), ((3, 2),):
