@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from server.draft_lengths import DraftLengths, RoundCosts
 from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
 from server.scheduler import Deliveries, Plan, Scheduler
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
@@ -43,12 +44,18 @@ class _Stop:
 
 
 class Engine:
-    """Continuous batching over a decoder's slots, on a thread of its own."""
+    """Continuous batching over a decoder's slots, on a thread of its own.
 
-    def __init__(self, decoder: Decoder[Any], info: EngineInfo) -> None:
+    With `costs` rows in mode auto draft as much as pays.
+    """
+
+    def __init__(
+        self, decoder: Decoder[Any], info: EngineInfo, costs: RoundCosts | None = None
+    ) -> None:
         self.info = info
         self._decoder = decoder
-        self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK)
+        lengths = DraftLengths(costs, info.longest_draft) if costs else None
+        self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK, lengths)
         self._inbox: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
         self._deliver: dict[str, Deliver] = {}
         self._open: set[int] = set()
@@ -158,6 +165,7 @@ class Engine:
         drafts = {slot: n for slot, n in plan.drafts.items() if slot in self._open}
         chunks = {slot: n for slot, n in plan.chunks.items() if slot in self._open}
         results: dict[int, RowResult] = {}
+        began = time.monotonic()
         try:
             for slot, source in plan.forks:
                 self._decoder.fork(source, slot)
@@ -170,7 +178,8 @@ class Engine:
             forked = (slot for slot, _ in plan.forks)
             return refused + self._scheduler.fail([*forked, *drafts, *chunks], message)
         done = Plan(drafts=drafts, chunks=chunks)
-        return refused + self._scheduler.apply(done, results, time.monotonic())
+        now = time.monotonic()
+        return refused + self._scheduler.apply(done, results, now, now - began)
 
     def _free(self, slot: int) -> None:
         if slot in self._open:

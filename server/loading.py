@@ -1,12 +1,14 @@
-"""From settings to a running engine: checkpoint, device, row-invariance check, warm-up."""
+"""From settings to a running engine: checkpoint, device, row-invariance check, warm-up, costs."""
 
 import logging
 import time
 
 import torch
 
+from server.draft_lengths import RoundCosts
 from server.engine import Engine
 from server.messages import EngineInfo, Exactness
+from server.profiling import measure_costs
 from server.settings import Settings
 from specdec.build import Model, build_decoder, slot_bytes
 from specdec.checkpoint import load_model, load_prophet
@@ -71,6 +73,7 @@ def load_engine(settings: Settings) -> Engine:
     invariance = measure_invariance(decoder.model)
     longest_draft = decoder.drafter.longest if decoder.drafter else 0
     _warm_up(decoder, min(settings.draft_length, longest_draft))
+    costs = RoundCosts(measure_costs(decoder)) if decoder.drafter else None
     info = EngineInfo(
         model_name=settings.checkpoint.resolve().name,
         device=str(device),
@@ -99,7 +102,7 @@ def load_engine(settings: Settings) -> Engine:
         info.exactness,
         time.monotonic() - began,
     )
-    engine = Engine(decoder, info)
+    engine = Engine(decoder, info, costs)
     engine.start()
     return engine
 

@@ -38,8 +38,8 @@ class Exactness(StrEnum):
 class Submission:
     """One text to continue.  `request_id` is unique among the requests in flight.
 
-    `mode` is base or speculative: what auto means is decided before.  `draft_length` is 0 for
-    base.  `stops` are byte strings that end the output and are left out of it; `eos` is the
+    `draft_length` is 0 for base, what each round drafts for speculative, and the most that one may
+    for auto.  `stops` are byte strings that end the output and are left out of it; `eos` is the
     model's end-of-document byte unless the request ignores it.  `timeout_s` after it was submitted
     the request ends with what it has, waiting or running.  With `echo` the output begins with the
     prompt.  `logprobs` wants log-probabilities of the output, and of so many alternatives.

@@ -23,7 +23,7 @@ from server.messages import (
     Submission,
 )
 
-_PATHS = (Mode.BASE, Mode.SPECULATIVE)
+_PATHS = tuple(Mode)
 _ERROR = "error"
 
 
@@ -138,7 +138,7 @@ class RequestMeter:
         metrics.finished.labels(finished.reason, mode).inc()
         metrics.prompt_tokens.inc(len(self._submission.prompt))
         speculation = finished.speculation
-        if mode is Mode.SPECULATIVE:
+        if mode is not Mode.BASE:
             metrics.drafts.inc(speculation.drafts)
             metrics.drafted.inc(speculation.drafted)
             metrics.accepted.inc(speculation.accepted)

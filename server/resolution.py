@@ -94,15 +94,19 @@ def _timeout(request: DecodingRequest, settings: Settings) -> float:
 def _decode_path(
     request: DecodingRequest, info: EngineInfo, settings: Settings
 ) -> tuple[Mode, int]:
-    """The path taken and its draft length; auto drafts wherever there is a prophet."""
+    """The path taken and the most that it drafts; without a prophet auto is base."""
     mode = request.mode or Mode(settings.mode)
-    if mode is Mode.AUTO:
-        mode = Mode.SPECULATIVE if info.longest_draft else Mode.BASE
+    if mode is Mode.AUTO and not info.longest_draft:
+        mode = Mode.BASE
     if mode is Mode.SPECULATIVE and not info.longest_draft:
         raise Impossible("mode: this model has no prophet to draft with", "mode", "no_prophet")
     if request.draft_length is None:
-        drafted = min(settings.draft_length, info.longest_draft)
-        return mode, drafted if mode is Mode.SPECULATIVE else 0
+        usual = {
+            Mode.BASE: 0,
+            Mode.SPECULATIVE: min(settings.draft_length, info.longest_draft),
+            Mode.AUTO: info.longest_draft,
+        }
+        return mode, usual[mode]
     if mode is Mode.BASE:
         message = "draft_length: nothing is drafted, for want of a prophet or by the default mode"
         raise Impossible(message, "draft_length")

@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from server.draft_lengths import DraftLengths
 from server.messages import (
     Event,
     Failed,
     Finished,
     FinishReason,
+    Mode,
     Progress,
     Speculation,
     Submission,
@@ -56,8 +58,10 @@ class _Row:
         self.deadline = now + submission.timeout_s
         self.generated = self.released = 0
         self.rounds = self.drafts = self.drafted = self.accepted = 0
-        self.per_position = [0] * submission.draft_length
-        self.started = False
+        self.per_position: list[int] = []
+        self.decides = submission.mode is Mode.AUTO and submission.draft_length > 0
+        """Whether its draft lengths are left open."""
+        self.started = self.entered = False
         self.leader: int | None = None
         """The slot that consumes the same prompt, while this row waits for it."""
         self.prompt_logprobs = [ByteLogprob(submission.prompt[0], None)]
@@ -92,6 +96,7 @@ class _Row:
         self.drafts += result.drafted > 0
         self.drafted += result.drafted
         self.accepted += accepted
+        self.per_position += [0] * (result.drafted - len(self.per_position))
         for position in range(accepted):
             self.per_position[position] += 1
         self.generated += len(fresh)
@@ -141,10 +146,13 @@ class _Row:
 
 
 class Scheduler:
-    """Waiting requests, running rows and free slots."""
+    """Waiting requests, running rows and free slots.
 
-    def __init__(self, slots: int, chunk: int) -> None:
-        self._chunk = chunk
+    `lengths` decides for rows that leave it open; without it they draft all that they may.
+    """
+
+    def __init__(self, slots: int, chunk: int, lengths: DraftLengths | None = None) -> None:
+        self._chunk, self._lengths = chunk, lengths
         self._free = list(range(slots - 1, -1, -1))
         self._closing: list[int] = []
         self._waiting: deque[_Row] = deque()
@@ -219,6 +227,12 @@ class Scheduler:
                     budget -= chunks[slot]
             elif row.submission.max_tokens:
                 drafts[slot] = row.submission.draft_length
+                if row.decides and self._lengths and not row.entered:
+                    row.entered = True
+                    self._lengths.enter(slot, row.submission.draft_length)
+        if self._lengths:
+            fixed = [n for slot, n in drafts.items() if not self._running[slot].decides]
+            drafts.update(self._lengths.plan(fixed))
         return Plan(closing, tuple(opening), tuple(forks), drafts, chunks)
 
     def _leader_of(self, row: _Row) -> int | None:
@@ -235,9 +249,23 @@ class Scheduler:
                 return slot
         return None
 
-    def apply(self, plan: Plan, results: Mapping[int, RowResult], now: float) -> Deliveries:
-        """Takes a round's results; finished rows leave and their slots are freed."""
+    def apply(
+        self,
+        plan: Plan,
+        results: Mapping[int, RowResult],
+        now: float,
+        seconds: float | None = None,
+    ) -> Deliveries:
+        """Takes a round's results, and how long it took; finished rows leave and their slots are
+        freed."""
         deliveries: Deliveries = []
+        if self._lengths and plan.drafts:
+            decoded = {slot: results[slot] for slot in plan.drafts}
+            self._lengths.observe(
+                {slot: result.drafted for slot, result in decoded.items()},
+                {slot: result.accepted for slot, result in decoded.items()},
+                None if plan.chunks else seconds,
+            )
         for slot, size in plan.chunks.items():
             row = self._running[slot]
             row.to_prefill -= size
@@ -277,6 +305,8 @@ class Scheduler:
     def _release(self, slot: int) -> None:
         del self._running[slot]
         self._closing.append(slot)
+        if self._lengths:
+            self._lengths.leave(slot)
         for row in self._running.values():
             if row.leader == slot:
                 row.leader = None

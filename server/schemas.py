@@ -88,10 +88,15 @@ class DecodingRequest(BaseModel):
     )
     ignore_eos: bool = Field(False, description="Do not end at the end-of-document byte.")
     mode: Mode | None = Field(
-        None, description="Decode path; the output is the same. Left out, the server's default."
+        None,
+        description="Decode path; the output is the same. auto drafts as much as pays, or nothing. "
+        "Left out, the server's default.",
     )
     draft_length: int | None = Field(
-        None, ge=1, le=16, description="Bytes drafted per round in the speculative path."
+        None,
+        ge=1,
+        le=16,
+        description="Bytes drafted per round in mode speculative, at most so many in mode auto.",
     )
     stream: bool = Field(False, description="Send the output as it comes, as server-sent events.")
     stream_interval: float = Field(

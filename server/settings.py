@@ -86,7 +86,10 @@ class Settings(BaseSettings):
         description="memory for keys and values; where max-batch requests need more, fewer run",
     )
     draft_length: int = Field(
-        default=3, ge=1, le=16, description="bytes drafted per round where a request does not say"
+        default=3,
+        ge=1,
+        le=16,
+        description="bytes drafted per round in mode speculative where a request does not say",
     )
     mode: Literal["base", "speculative", "auto"] = Field(
         default="auto", description="decode path of requests that do not name one"

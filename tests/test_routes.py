@@ -46,7 +46,7 @@ def test_an_answer() -> None:
         "logprobs": None,
         "utf8_valid": False,
         "finish_reason": "stop",
-        "mode": "speculative",
+        "mode": "auto",
         "seed": -5,
         "exactness": "exact",
         "usage": {"prompt_tokens": 2, "completion_tokens": 5},
@@ -132,14 +132,15 @@ def test_decode_paths() -> None:
         assert response.json()["mode"] == engine.submissions[0].mode
         return engine.submissions[0].mode, engine.submissions[0].draft_length
 
-    assert path() == (Mode.SPECULATIVE, 4)
-    assert path(longest=3) == (Mode.SPECULATIVE, 3)
+    assert path() == (Mode.AUTO, 8)
+    assert path(mode="speculative") == (Mode.SPECULATIVE, 4)
+    assert path(mode="speculative", longest=3) == (Mode.SPECULATIVE, 3)
     assert path(longest=0) == (Mode.BASE, 0)
     assert path(server="base") == (Mode.BASE, 0)
-    assert path(server="base", mode="auto") == (Mode.SPECULATIVE, 4)
+    assert path(server="base", mode="auto") == (Mode.AUTO, 8)
     assert path(mode="base") == (Mode.BASE, 0)
     assert path(mode="speculative", draft_length=8) == (Mode.SPECULATIVE, 8)
-    assert path(draft_length=1) == (Mode.SPECULATIVE, 1)
+    assert path(draft_length=1) == (Mode.AUTO, 1)
 
 
 def test_drafts_that_cannot_be() -> None:

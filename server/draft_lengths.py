@@ -1,0 +1,231 @@
+"""How many bytes each row drafts that leaves it open: what gives the most bytes per second.
+
+What a round costs was measured at start (`RoundCosts`) and is corrected by what rounds cost lately;
+how many drafts are accepted is estimated for each row by position (`Acceptance`), from all rows at
+first.  Rows of a batch share a round, so they are decided together (`DraftLengths`).  Plain Python,
+no tensors, no clock.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+
+LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+"""Draft lengths that are considered."""
+
+
+class RoundCosts:
+    """Seconds of a round in which b rows draft γ bytes each, from measured (b, γ)."""
+
+    def __init__(self, measured: Mapping[tuple[int, int], float]) -> None:
+        self._rows = sorted({rows for rows, _ in measured})
+        self.lengths = tuple(sorted({gamma for _, gamma in measured}))
+        if not self._rows or len(measured) != len(self._rows) * len(self.lengths):
+            raise ValueError("costs must be measured for every pair of row count and draft length")
+        if self.lengths[0] != 0:
+            raise ValueError("costs of plain rounds are missing")
+        self._measured = dict(measured)
+        # what rounds cost lately against what was measured, and what drafts add to them likewise
+        self._plain = self._drafts = 1.0
+
+    def seconds(self, rows: int, gamma: int) -> float:
+        """Between measured row counts linear, outside in proportion to the last two."""
+        plain = self._expected(rows, 0)
+        return self._plain * (plain + self._drafts * (self._expected(rows, gamma) - plain))
+
+    def _expected(self, rows: int, gamma: int) -> float:
+        if len(self._rows) == 1:
+            return self._measured[self._rows[0], gamma]
+        above = min(max(1, bisect_right(self._rows, rows)), len(self._rows) - 1)
+        low, high = self._rows[above - 1], self._rows[above]
+        share = (rows - low) / (high - low)
+        return (1 - share) * self._measured[low, gamma] + share * self._measured[high, gamma]
+
+    def of_round(self, lengths: Sequence[int]) -> float:
+        """Of rows of several lengths: each adds its share of a round in which all were like it."""
+        rows = len(lengths)
+        return sum(self.seconds(rows, gamma) for gamma in lengths) / rows
+
+    def observe(self, lengths: Sequence[int], seconds: float) -> None:
+        """A round that consumed no prompt took so long."""
+        rows = len(lengths)
+        plain = self._expected(rows, 0)
+        if any(lengths):
+            added = sum(self._expected(rows, gamma) for gamma in lengths) / rows - plain
+            if added > 0:
+                ratio = min(50.0, max(0.2, (seconds / self._plain - plain) / added))
+                self._drafts += 0.1 * (ratio - self._drafts)
+        else:
+            ratio = min(4.0, max(0.25, seconds / plain))
+            self._plain += 0.1 * (ratio - self._plain)
+            # nothing shows now what drafts cost: what was seen last fades
+            self._drafts += 0.0005 * (1.0 - self._drafts)
+
+
+class Acceptance:
+    """How often draft k of a row was right where all before it were, lately.
+
+    `prior` is what is believed of a row that has drafted little.
+    """
+
+    WEIGHT = 6.0
+    """Rounds that the prior counts for."""
+
+    def __init__(
+        self, longest: int, prior: "Acceptance | None" = None, memory: float = 100
+    ) -> None:
+        self._prior = prior
+        self._tried, self._kept = [0.0] * longest, [0.0] * longest
+        self._forget = 1 - 1 / memory
+
+    def observe(self, drafted: int, accepted: int) -> None:
+        for k in range(min(accepted + 1, drafted)):
+            self._tried[k] = self._tried[k] * self._forget + 1
+            self._kept[k] = self._kept[k] * self._forget + (k < accepted)
+
+    def fade(self) -> None:
+        """What was seen a while ago counts for less."""
+        self._tried = [0.99 * t for t in self._tried]
+        self._kept = [0.99 * k for k in self._kept]
+
+    def chances(self) -> list[float]:
+        """By position."""
+        if self._prior is None:
+            # positions never reached: as those that were
+            tried, kept = sum(self._tried), sum(self._kept)
+            usual = (kept + 0.7) / (tried + 1)
+            return [
+                (k + usual * self.WEIGHT) / (t + self.WEIGHT)
+                for t, k in zip(self._tried, self._kept, strict=True)
+            ]
+        prior = self._prior.chances()
+        # a row that does worse than others at the places that it reached will at the others too
+        usual = sum(p * t for p, t in zip(prior, self._tried, strict=True))
+        shift = (sum(self._kept) + self.WEIGHT) / (usual + self.WEIGHT)
+        return [
+            (k + min(1.0, p * shift) * self.WEIGHT) / (t + self.WEIGHT)
+            for t, k, p in zip(self._tried, self._kept, prior, strict=True)
+        ]
+
+    def expected(self) -> list[float]:
+        """Bytes of a round with 0, 1, … drafts."""
+        return _bytes(self.chances())
+
+    def hoped(self) -> list[float]:
+        """The same if every chance were as good as what was seen still allows."""
+        hopes = []
+        for chance, tried in zip(self.chances(), self._tried, strict=True):
+            likely = (chance * tried + 1) / (tried + 2)
+            hopes.append(min(1.0, likely + 1.5 * math.sqrt(likely * (1 - likely) / (tried + 2))))
+        return _bytes(hopes)
+
+
+def _bytes(chances: Sequence[float]) -> list[float]:
+    total, reached, result = 1.0, 1.0, [1.0]
+    for chance in chances:
+        reached *= chance
+        total += reached
+        result.append(total)
+    return result
+
+
+class DraftLengths:
+    """Decides for all rows that leave it open, every few rounds and whenever rows come or go."""
+
+    EVERY = 8
+    """Rounds between decisions."""
+    GAIN = 1.03
+    """What another decision has to bring at least."""
+    PROBE = 3
+    """A row that does not draft tries so many bytes once between decisions, if that may pay."""
+
+    def __init__(self, costs: RoundCosts, longest: int) -> None:
+        self._costs, self._longest = costs, longest
+        self._usual = Acceptance(longest, memory=400)
+        self._rows: dict[int, _Open] = {}
+        self._fixed: tuple[int, ...] = ()
+        self._age = 0
+
+    def enter(self, slot: int, most: int) -> None:
+        """A row begins to decode that may draft up to `most` bytes a round."""
+        self._rows[slot] = _Open(most, Acceptance(self._longest, self._usual))
+        self._age = self.EVERY
+
+    def leave(self, slot: int) -> None:
+        if self._rows.pop(slot, None):
+            self._age = self.EVERY
+
+    def plan(self, fixed: Sequence[int]) -> dict[int, int]:
+        """The next round's draft length of each row, beside rows whose lengths are fixed."""
+        if not self._rows:
+            return {}
+        if self._age >= self.EVERY or len(fixed) != len(self._fixed):
+            self._fixed, self._age = tuple(fixed), 0
+            self._decide()
+        self._age += 1
+        return {slot: row.next_length() for slot, row in self._rows.items()}
+
+    def observe(
+        self, lengths: Mapping[int, int], results: Mapping[int, int], seconds: float | None
+    ) -> None:
+        """A round is over: drafts and accepted ones by slot, and how long it took, if it consumed
+        no prompt."""
+        for slot, drafted in lengths.items():
+            if drafted:
+                self._usual.observe(drafted, results[slot])
+                if slot in self._rows:
+                    self._rows[slot].acceptance.observe(drafted, results[slot])
+        if seconds is not None and lengths:
+            self._costs.observe(list(lengths.values()), seconds)
+
+    def _decide(self) -> None:
+        rows = list(self._rows.values())
+        count = len(rows) + len(self._fixed)
+        cost = {g: self._costs.seconds(count, g) / count for g in self._costs.lengths}
+        beside = sum(self._costs.seconds(count, gamma) for gamma in self._fixed) / count
+        # what fixed rows will yield is not known here; they draft as others do
+        usual = self._usual.expected()
+        given = sum(usual[min(gamma, self._longest)] for gamma in self._fixed)
+        expected = [row.acceptance.expected() for row in rows]
+
+        def rate(lengths: Sequence[int]) -> float:
+            gain = sum(e[gamma] for e, gamma in zip(expected, lengths, strict=True))
+            return (given + gain) / (beside + sum(cost[gamma] for gamma in lengths))
+
+        held = [row.length for row in rows]
+        chosen, best = held, rate(held)
+        for _ in range(4):  # Dinkelbach: the best answer to a rate has a better rate, or is best
+            answer = [
+                self._answer(row, e, cost, best) for row, e in zip(rows, expected, strict=True)
+            ]
+            if answer == chosen or rate(answer) <= best:
+                break
+            chosen, best = answer, rate(answer)
+        if any(row.fresh for row in rows) or best > self.GAIN * rate(held):
+            for row, gamma in zip(rows, chosen, strict=True):
+                row.length, row.fresh = gamma, False
+        for row in rows:
+            if not row.length:
+                row.acceptance.fade()
+                wish = self._answer(row, row.acceptance.hoped(), cost, best)
+                row.probe = min(wish, self.PROBE)
+
+    def _answer(
+        self, row: "_Open", expected: Sequence[float], cost: Mapping[int, float], rate: float
+    ) -> int:
+        """The draft length that is worth most where a second is worth `rate` bytes."""
+        lengths = (gamma for gamma in self._costs.lengths if gamma <= row.most)
+        return max(lengths, key=lambda gamma: expected[gamma] - rate * cost[gamma])
+
+
+class _Open:
+    """A row whose draft length is decided here."""
+
+    def __init__(self, most: int, acceptance: Acceptance) -> None:
+        self.most, self.acceptance = most, acceptance
+        self.length = self.probe = 0
+        self.fresh = True
+
+    def next_length(self) -> int:
+        probe, self.probe = self.probe, 0
+        return self.length or probe

@@ -1,0 +1,68 @@
+"""What rounds cost here, measured before the first request: rows by draft lengths."""
+
+import logging
+import time
+from statistics import median
+from typing import Any
+
+from server.draft_lengths import LENGTHS
+from specdec.decoder import Decoder, Job
+from specdec.sampling import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = 5
+PLACE = 128
+"""Rows are measured with about so many bytes behind them."""
+LONGEST_S = 20.0
+"""No further row counts are measured after so long: what was measured is extrapolated."""
+
+
+def measure_costs(decoder: Decoder[Any]) -> dict[tuple[int, int], float]:
+    """Seconds of a round of b rows with γ drafts each, for some b up to all slots.
+
+    Uses every slot: for use before serving.
+    """
+    assert decoder.drafter is not None
+    longest = min(decoder.drafter.longest, max(LENGTHS))
+    needed = ROUNDS * sum(gamma + 1 for gamma in LENGTHS)
+    prompt = b"\n" * max(1, min(PLACE, decoder.context - needed - 1))
+    output = min(needed, decoder.context - len(prompt))
+    if output < needed:  # a context of a few hundred bytes: shorter drafts only
+        longest = min(longest, 4)
+    lengths = [gamma for gamma in LENGTHS if gamma <= longest]
+    began = time.monotonic()
+    measured: dict[tuple[int, int], float] = {}
+    for rows in _row_counts(decoder.slots):
+        if time.monotonic() - began > LONGEST_S:
+            break
+        for slot in range(rows):
+            params = SamplingParams(temperature=1.0)
+            decoder.open(slot, Job(prompt, output, params, seed=slot, draft_length=longest))
+            while size := min(128, decoder.to_prefill(slot)):
+                decoder.step({}, {slot: size})
+        for gamma in lengths:
+            measured[rows, gamma] = median(
+                _seconds(decoder, dict.fromkeys(range(rows), gamma)) for _ in range(ROUNDS)
+            )
+        for slot in range(rows):
+            decoder.close(slot)
+        logger.info(
+            "a round of %d rows: %.2f ms plain, %.2f ms with %d drafts each",
+            rows,
+            measured[rows, 0] * 1e3,
+            measured[rows, lengths[-1]] * 1e3,
+            lengths[-1],
+        )
+    return measured
+
+
+def _row_counts(slots: int) -> list[int]:
+    counts = [1 << n for n in range(slots.bit_length())]
+    return counts if counts[-1] == slots else [*counts, slots]
+
+
+def _seconds(decoder: Decoder[Any], drafts: dict[int, int]) -> float:
+    began = time.perf_counter()
+    decoder.step(drafts)
+    return time.perf_counter() - began

@@ -1,0 +1,174 @@
+"""How auto decides, against rows with known chances of acceptance and rounds of known cost."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from server.draft_lengths import LENGTHS, Acceptance, DraftLengths, RoundCosts
+
+Cost = Callable[[int, int], float]
+
+
+def measured(cost: Cost, rows: tuple[int, ...] = (1, 2, 4, 8)) -> RoundCosts:
+    return RoundCosts({(b, gamma): cost(b, gamma) for b in rows for gamma in LENGTHS})
+
+
+def cheap(rows: int, gamma: int) -> float:
+    """Verifying costs little: drafting pays wherever anything is accepted."""
+    return 1 + 0.05 * rows + 0.02 * rows * gamma + 0.02 * gamma
+
+
+def dear(rows: int, gamma: int) -> float:
+    """Every place costs what a pass over one costs."""
+    return rows * (gamma + 1) + 0.2 * gamma
+
+
+class Simulation:
+    """Rows with a chance of acceptance each, decoded for so many bytes."""
+
+    def __init__(self, cost: Cost, chances: list[float], seed: int = 0) -> None:
+        self.cost, self.chances = cost, chances
+        self.random = random.Random(seed)
+
+    def accepted(self, slot: int, drafted: int) -> int:
+        count = 0
+        while count < drafted and self.random.random() < self.chances[slot]:
+            count += 1
+        return count
+
+    def rate(
+        self, choose: Callable[[], dict[int, int]], rounds: int, told: DraftLengths | None
+    ) -> float:
+        """Bytes per second."""
+        total = spent = 0.0
+        for _ in range(rounds):
+            lengths = choose()
+            accepted = {slot: self.accepted(slot, drafted) for slot, drafted in lengths.items()}
+            count = len(lengths)
+            seconds = sum(self.cost(count, gamma) for gamma in lengths.values()) / count
+            if told:
+                told.observe(lengths, accepted, seconds)
+            total += sum(accepted.values()) + count
+            spent += seconds
+        return total / spent
+
+    def best_fixed(self, rounds: int) -> float:
+        return max(
+            self.rate(
+                lambda gamma=gamma: dict.fromkeys(range(len(self.chances)), gamma), rounds, None
+            )  # type: ignore[misc]
+            for gamma in LENGTHS
+        )
+
+
+def auto(simulation: Simulation, rounds: int, costs: RoundCosts | None = None) -> float:
+    lengths = DraftLengths(costs or measured(simulation.cost), longest=16)
+    for slot in range(len(simulation.chances)):
+        lengths.enter(slot, 16)
+    return simulation.rate(lambda: lengths.plan([]), rounds, lengths)
+
+
+@pytest.mark.parametrize("cost", [cheap, dear])
+@pytest.mark.parametrize("chance", [0.0, 0.2, 0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("rows", [1, 2, 5, 8])
+def test_as_fast_as_the_best_fixed_length_and_never_slower_than_plain(
+    cost: Cost, chance: float, rows: int
+) -> None:
+    simulation = Simulation(cost, [chance] * rows)
+    plain = simulation.rate(lambda: dict.fromkeys(range(rows), 0), 200, None)
+    reached = auto(simulation, 4000)
+    assert reached > 0.97 * plain
+    assert reached > 0.93 * simulation.best_fixed(4000)
+
+
+def test_rows_are_told_apart() -> None:
+    simulation = Simulation(lambda rows, gamma: rows + 0.3 * rows * gamma, [0.95, 0.05])
+    lengths = DraftLengths(measured(simulation.cost), longest=16)
+    for slot in (0, 1):
+        lengths.enter(slot, 16)
+    simulation.rate(lambda: lengths.plan([]), 1000, lengths)
+    planned = lengths.plan([])
+    assert planned[0] >= 3
+    assert planned[1] <= 1
+
+
+def test_a_row_that_changes_is_followed() -> None:
+    simulation = Simulation(lambda rows, gamma: 1 + 0.25 * gamma, [0.05])
+    lengths = DraftLengths(measured(simulation.cost), longest=16)
+    lengths.enter(0, 16)
+    simulation.rate(lambda: lengths.plan([]), 300, lengths)
+    assert lengths.plan([])[0] == 0
+    simulation.chances = [0.95]
+    rate = simulation.rate(lambda: lengths.plan([]), 6000, lengths)
+    assert lengths.plan([])[0] >= 4
+    assert rate > 1.5
+
+
+def probes(cost: Cost, rounds: int) -> int:
+    """Rounds with drafts, of a row of which none is ever right, behind the first hundred."""
+    lengths = DraftLengths(measured(cost), longest=16)
+    lengths.enter(0, 16)
+    count = 0
+    for turn in range(rounds):
+        planned = lengths.plan([])
+        count += turn >= 100 and planned[0] > 0
+        lengths.observe(planned, {0: 0}, cost(1, planned[0]))
+    return count
+
+
+def test_a_row_that_does_not_draft_tries_again_only_where_that_may_pay() -> None:
+    assert probes(dear, 4000) == 0
+    assert 4 <= probes(lambda rows, gamma: 1 + 0.3 * gamma, 4000) <= 80
+
+
+def test_costs_that_were_measured_wrong_are_corrected() -> None:
+    """A profile that promises cheap rounds, where every place costs."""
+    simulation = Simulation(dear, [0.5])
+    reached = auto(simulation, 8000, measured(cheap))
+    assert reached > 0.95
+
+
+def test_no_row_drafts_more_than_it_may_and_fixed_rows_are_left_alone() -> None:
+    lengths = DraftLengths(measured(cheap), longest=16)
+    lengths.enter(3, 2)
+    lengths.enter(5, 16)
+    for _ in range(50):
+        planned = lengths.plan([0, 4])
+        assert set(planned) == {3, 5}
+        assert planned[3] <= 2
+        lengths.observe({**planned, 0: 0, 1: 4}, {3: planned[3], 5: planned[5], 0: 0, 1: 4}, None)
+    assert lengths.plan([0, 4])[3] == 2
+    assert lengths.plan([0, 4])[5] > 2
+    lengths.leave(3)
+    lengths.leave(3)
+    assert set(lengths.plan([])) == {5}
+    lengths.leave(5)
+    assert lengths.plan([1]) == {}
+
+
+def test_costs_between_and_beyond_what_was_measured() -> None:
+    costs = RoundCosts({(b, gamma): b * (1.0 + gamma) for b in (1, 4) for gamma in (0, 2)})
+    assert [costs.seconds(b, 2) for b in (1, 2, 3, 4, 8)] == pytest.approx([3, 6, 9, 12, 24])
+    assert costs.of_round([0, 2]) == pytest.approx((2 + 6) / 2)
+    only = RoundCosts({(1, 0): 1.0, (1, 3): 2.0})
+    assert only.seconds(1, 3) == 2
+    with pytest.raises(ValueError, match="every pair"):
+        RoundCosts({(1, 0): 1.0, (2, 3): 2.0})
+    with pytest.raises(ValueError, match="plain"):
+        RoundCosts({(1, 1): 1.0})
+
+
+def test_what_a_row_has_not_tried_is_believed_of_it_as_of_others() -> None:
+    usual = Acceptance(4)
+    for _ in range(200):
+        usual.observe(4, 4)
+    fresh = Acceptance(4, usual)
+    assert fresh.chances() == pytest.approx(usual.chances(), abs=0.02)
+    poor = Acceptance(4, usual)
+    for _ in range(40):
+        poor.observe(1, 0)
+    assert poor.chances()[0] < 0.15
+    assert poor.chances()[3] < 0.5
+    assert poor.expected()[0] == 1
+    assert poor.expected() == sorted(poor.expected())
