@@ -1,0 +1,152 @@
+"""`python -m bench.auto`: mode auto against base and fixed draft lengths, through the engine.
+
+A turn decodes the same prompts with the same seeds once in every mode, in an order that changes
+from turn to turn; outputs are compared.  Ratios to base are paired by turn; the lower bound is that
+of the 95 % interval of their mean logarithm (Student's t).
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from bench.decode import load_prompts
+from bench.report import machine, write_json
+from server.engine import Engine
+from server.loading import load_engine
+from server.messages import Event, Finished, Mode, Progress, Submission
+from server.settings import Settings
+from specdec.sampling import SamplingParams
+
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
+"""Of 1, 2, … degrees of freedom."""
+
+
+class Receiver:
+    def __init__(self) -> None:
+        self.output, self.done = b"", threading.Event()
+        self.rounds = 0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Progress | Finished):
+            self.output += event.output
+        if not isinstance(event, Progress):
+            assert isinstance(event, Finished), event
+            self.rounds = event.speculation.rounds
+            self.done.set()
+
+
+def run(
+    engine: Engine, prompts: list[bytes], mode: Mode, most: int, temperature: float, tokens: int
+) -> tuple[float, list[bytes], float]:
+    """Seconds until all are done, their outputs, and bytes per round."""
+    receivers = [Receiver() for _ in prompts]
+    params = SamplingParams(temperature=temperature)
+    began = time.perf_counter()
+    for index, (prompt, receiver) in enumerate(zip(prompts, receivers, strict=True)):
+        name = f"{index}"
+        engine.submit(Submission(name, prompt, tokens, params, index, mode, most, None), receiver)
+    for receiver in receivers:
+        receiver.done.wait()
+    seconds = time.perf_counter() - began
+    rounds = sum(receiver.rounds for receiver in receivers)
+    return seconds, [receiver.output for receiver in receivers], len(prompts) * tokens / rounds
+
+
+def lower_bound(ratios: list[float]) -> float:
+    logs = [math.log(ratio) for ratio in ratios]
+    if len(logs) < 2:
+        return math.nan
+    freedom = len(logs) - 1
+    student = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96
+    error = statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(statistics.mean(logs) - student * error)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.auto", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/default"))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--domain", nargs="+", default=["code", "prose"])
+    parser.add_argument("--draft-length", type=int, nargs="+", default=[2, 3, 5, 8])
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    settings = Settings(checkpoint=options.checkpoint, max_batch=max(options.batch))
+    engine = load_engine(settings)
+    torch.set_num_threads(1)
+    print(
+        "domain  batch  temp    base B/s    auto B/s  ratio [lower 95 %]  best fixed γ  auto/best"
+    )
+    modes = {"base": (Mode.BASE, 0), "auto": (Mode.AUTO, engine.info.longest_draft)}
+    modes |= {str(n): (Mode.SPECULATIVE, n) for n in options.draft_length}
+    results, differing = [], 0
+    for domain in options.domain:
+        prompts = load_prompts(domain)
+        for temperature in options.temperature:
+            for batch in options.batch:
+                seconds: dict[str, list[float]] = {name: [] for name in modes}
+                bytes_per_round: dict[str, list[float]] = {name: [] for name in modes}
+                for turn in range(options.turns):
+                    chosen = [prompts[(turn * batch + i) % len(prompts)] for i in range(batch)]
+                    names = list(modes)
+                    names = names[turn % len(names) :] + names[: turn % len(names)]
+                    outputs = {}
+                    for name in names:
+                        elapsed, outputs[name], rate = run(
+                            engine, chosen, *modes[name], temperature, options.tokens
+                        )
+                        seconds[name].append(elapsed)
+                        bytes_per_round[name].append(rate)
+                    differing += sum(outputs[name] != outputs["base"] for name in names)
+                row = _row(seconds, bytes_per_round, batch * options.tokens)
+                results.append(
+                    {"domain": domain, "temperature": temperature, "batch": batch, **row}
+                )
+                print(
+                    f"{domain:6} {batch:6} {temperature:5} {row['base_bytes_per_second']:11} "
+                    f"{row['auto_bytes_per_second']:11} {row['ratio']:7} [{row['lower_95']}] "
+                    f"{row['best_fixed']:>12} {row['auto_to_best_fixed']:>10}",
+                    flush=True,
+                )
+    engine.stop()
+    print(f"{differing} turns with outputs that differ from base")
+    if options.json:
+        facts = machine(torch.device("cpu"))
+        write_json(options.json, {**facts, "turns": options.turns, "results": results})
+    return 1 if differing and engine.info.exactness == "exact" else 0
+
+
+def _row(
+    seconds: dict[str, list[float]], bytes_per_round: dict[str, list[float]], total: int
+) -> dict[str, object]:
+    """The best fixed length is the one with the best median, plain decoding among them."""
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    fixed = min((name for name in middle if name != "auto"), key=middle.__getitem__)
+    ratios = [a / b for a, b in zip(seconds["base"], seconds["auto"], strict=True)]
+    against = [a / b for a, b in zip(seconds[fixed], seconds["auto"], strict=True)]
+    return {
+        "base_bytes_per_second": round(total / middle["base"]),
+        "auto_bytes_per_second": round(total / middle["auto"]),
+        "ratio": round(statistics.median(ratios), 3),
+        "lower_95": round(lower_bound(ratios), 3),
+        "best_fixed": "0" if fixed == "base" else fixed,
+        "auto_to_best_fixed": round(statistics.median(against), 3),
+        "bytes_per_second": {name: round(total / value) for name, value in middle.items()},
+        "bytes_per_round": {
+            name: round(statistics.median(values), 3) for name, values in bytes_per_round.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(machine(torch.device("cpu"))))
+    sys.exit(main(sys.argv[1:]))
