@@ -29,22 +29,18 @@ class RoundCosts:
         self._plain = self._drafts = 1.0
 
     def seconds(self, rows: int, gamma: int) -> float:
-        """Between measured row counts linear, outside in proportion to the last two."""
+        """Between what was measured linear, outside in proportion to the last two."""
         plain = self._expected(rows, 0)
         return self._plain * (plain + self._drafts * (self._expected(rows, gamma) - plain))
 
     def _expected(self, rows: int, gamma: int) -> float:
-        if len(self._rows) == 1:
-            return self._measured[self._rows[0], gamma]
-        above = min(max(1, bisect_right(self._rows, rows)), len(self._rows) - 1)
-        low, high = self._rows[above - 1], self._rows[above]
-        share = (rows - low) / (high - low)
-        return (1 - share) * self._measured[low, gamma] + share * self._measured[high, gamma]
-
-    def of_round(self, lengths: Sequence[int]) -> float:
-        """Of rows of several lengths: each adds its share of a round in which all were like it."""
-        rows = len(lengths)
-        return sum(self.seconds(rows, gamma) for gamma in lengths) / rows
+        few, many, further = _between(self._rows, rows)
+        less, more, beyond = _between(self.lengths, gamma)
+        low, high = (
+            (1 - beyond) * self._measured[count, less] + beyond * self._measured[count, more]
+            for count in (few, many)
+        )
+        return (1 - further) * low + further * high
 
     def observe(self, lengths: Sequence[int], seconds: float) -> None:
         """A round that consumed no prompt took so long."""
@@ -60,6 +56,15 @@ class RoundCosts:
             self._plain += 0.1 * (ratio - self._plain)
             # nothing shows now what drafts cost: what was seen last fades
             self._drafts += 0.0005 * (1.0 - self._drafts)
+
+
+def _between(known: Sequence[int], value: int) -> tuple[int, int, float]:
+    """Two of the sorted numbers and how far from the first to the second the value is."""
+    if len(known) == 1:
+        return known[0], known[0], 0.0
+    above = min(max(1, bisect_right(known, value)), len(known) - 1)
+    low, high = known[above - 1], known[above]
+    return low, high, (value - low) / (high - low)
 
 
 class Acceptance:

@@ -134,12 +134,12 @@ def test_no_row_drafts_more_than_it_may_and_fixed_rows_are_left_alone() -> None:
     lengths.enter(3, 2)
     lengths.enter(5, 16)
     for _ in range(50):
-        planned = lengths.plan([0, 4])
+        planned = lengths.plan([0, 7])
         assert set(planned) == {3, 5}
         assert planned[3] <= 2
-        lengths.observe({**planned, 0: 0, 1: 4}, {3: planned[3], 5: planned[5], 0: 0, 1: 4}, None)
-    assert lengths.plan([0, 4])[3] == 2
-    assert lengths.plan([0, 4])[5] > 2
+        lengths.observe({**planned, 0: 0, 1: 7}, {**planned, 0: 0, 1: 7}, 1.0)
+    assert lengths.plan([0, 7])[3] == 2
+    assert lengths.plan([0, 7])[5] > 2
     lengths.leave(3)
     lengths.leave(3)
     assert set(lengths.plan([])) == {5}
@@ -150,7 +150,7 @@ def test_no_row_drafts_more_than_it_may_and_fixed_rows_are_left_alone() -> None:
 def test_costs_between_and_beyond_what_was_measured() -> None:
     costs = RoundCosts({(b, gamma): b * (1.0 + gamma) for b in (1, 4) for gamma in (0, 2)})
     assert [costs.seconds(b, 2) for b in (1, 2, 3, 4, 8)] == pytest.approx([3, 6, 9, 12, 24])
-    assert costs.of_round([0, 2]) == pytest.approx((2 + 6) / 2)
+    assert [costs.seconds(2, gamma) for gamma in (0, 1, 3)] == pytest.approx([2, 4, 8])
     only = RoundCosts({(1, 0): 1.0, (1, 3): 2.0})
     assert only.seconds(1, 3) == 2
     with pytest.raises(ValueError, match="every pair"):
