@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,6 +46,13 @@ def served(
     finally:
         process.kill()
         process.wait()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def ask(url: str, seconds: float) -> httpx.Response:
@@ -97,11 +104,9 @@ def test_what_does_not_finish_in_time_is_told_and_a_stream_too() -> None:
 def test_a_second_signal_ends_the_process_at_once() -> None:
     with served() as (process, url), ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, url, 60)
-        while 'tokens_total{mode="speculative"} 5.0' not in httpx.get(f"{url}/metrics").text:
-            time.sleep(0.01)
+        eventually(lambda: 'tokens_total{mode="auto"} 5.0' in httpx.get(f"{url}/metrics").text)
         process.send_signal(signal.SIGTERM)
-        while httpx.get(f"{url}/ready").status_code == 200:
-            time.sleep(0.01)
+        eventually(lambda: httpx.get(f"{url}/ready").status_code != 200)
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == -signal.SIGTERM
         assert isinstance(answer.exception(), httpx.TransportError)
