@@ -244,6 +244,9 @@ def test_a_prophet_is_trained_for_a_frozen_model(
     assert after is not None
     assert after.config.draft_length == 4
     assert after.config.kind == kind
+    card = (result / "README.md").read_text()
+    assert f"M ({kind}: " in card
+    assert f"| {loss} |" in card
     assert after.config.model_hidden_size == load_model(result).config.hidden_size
     rows = list(csv.DictReader((tmp_path / "alone" / "curve.csv").read_text().splitlines()))
     assert "words.bin/acceptance_4" in rows[-1]

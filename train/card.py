@@ -80,11 +80,12 @@ def _networks(record: Mapping[str, Any]) -> str:
         f"{shape['kv_heads']} of them for keys and values, context {shape['context']})"
     )
     if record["config"]["starts"]:
-        prophet = record["config"]["shape"]
-        text += (
-            f" and an autoregressive prophet of {record['prophet_parameters'] / 1e6:.2f} M "
-            f"({prophet['prophet_depth']} layer, {prophet['leading_states']} leading states)"
-        )
+        shape = record["config"]["shape"]
+        kind = shape["prophet_kind"]
+        what = f"{shape['prophet_depth']} layer, {shape['leading_states']} leading states"
+        if kind == "parallel":
+            what = "one block over the whole past, then a recurrent cell byte by byte"
+        text += f" and a prophet of {record['prophet_parameters'] / 1e6:.2f} M ({kind}: {what})"
     return text + "."
 
 
@@ -93,16 +94,19 @@ def _phases(record: Mapping[str, Any]) -> list[str]:
     model = record["model"]
     phases = [*model["earlier"], model] if model else []
     lines = [
-        "| trained | steps | MB seen | minutes | windows | matrices in |",
-        "|---|---|---|---|---|---|",
+        "| trained | steps | MB seen | minutes | windows | prophet's loss | matrices in |",
+        "|---|---|---|---|---|---|---|",
     ]
     for phase in [*phases, *record["earlier"], record]:
         config = phase["config"]
         what = "model and prophet" if config["starts"] else "model"
+        loss = config["prophet_loss"] if config["starts"] else "–"
+        if config["starts"] and config.get("prophet_reach"):
+            loss += ", by reach"
         lines.append(
             f"| {'prophet, model frozen' if config['frozen'] else what} | {phase['steps']} "
             f"| {phase['bytes_seen'] / 1e6:.1f} | {phase['seconds'] / 60:.0f} "
-            f"| {', '.join(map(str, config['windows']))} | {phase['dtype']} |"
+            f"| {', '.join(map(str, config['windows']))} | {loss} | {phase['dtype']} |"
         )
     lines += [
         "",
