@@ -32,32 +32,34 @@ class NativeDrafter:
     longest = LONGEST_DRAFT
 
     def __init__(self, prophet: Prophet, *, slots: int, context: int, dtype: torch.dtype) -> None:
-        config = prophet.config
-        parallel = isinstance(prophet, ParallelProphet)
-        # the autoregressive kind writes every place again before it is seen
-        places = context + SLACK if parallel else config.leading_states + self.longest
-        assert isinstance(prophet, ParallelProphet | AutoregressiveProphet)
-        self._stack = NativeStack(
-            prophet.stack, prophet.head.weight, slots=slots, places=places, dtype=dtype
-        )
-        self._library = native_library()
-        weights = [
-            plain(prophet.embedding.weight),
-            plain(prophet.projection.weight.to(dtype)),
-            plain(prophet.missing),
-        ]
-        half, width = dtype == torch.bfloat16, config.model_hidden_size
-        shape = [half, slots, width] if parallel else [half, slots, width, config.leading_states]
+        config, library = prophet.config, native_library()
+        shape = [dtype == torch.bfloat16, slots, config.model_hidden_size]
         if isinstance(prophet, ParallelProphet):
-            weights += [
+            build, places = library.specdec_parallel, context + SLACK
+            further = [
                 plain(prophet.recurrent.weight.to(dtype)),
                 plain(prophet.gates.weight),
                 plain(prophet.transition.weight),
             ]
-        build = self._library.specdec_parallel if parallel else self._library.specdec_autoregressive
+        else:
+            assert isinstance(prophet, AutoregressiveProphet)
+            # every place is written again before it is seen
+            build, places = library.specdec_autoregressive, config.leading_states + self.longest
+            shape.append(config.leading_states)
+            further = []
+        self._library = library
+        self._stack = NativeStack(
+            prophet.stack, prophet.head.weight, slots=slots, places=places, dtype=dtype
+        )
+        weights = [
+            plain(prophet.embedding.weight),
+            plain(prophet.projection.weight.to(dtype)),
+            plain(prophet.missing),
+            *further,
+        ]
         pointers = [weight.data_ptr() for weight in weights]
         self.handle: int = build(self._stack.handle, *shape, *pointers)
-        finalize(self, self._library.specdec_drafter_free, self.handle)
+        finalize(self, library.specdec_drafter_free, self.handle)
 
     def copy(self, source: int, target: int, places: int) -> None:
         self._library.specdec_drafter_copy(self.handle, source, target, places)
