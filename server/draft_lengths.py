@@ -47,8 +47,9 @@ class RoundCosts:
         rows = len(lengths)
         plain = self._expected(rows, 0)
         if any(lengths):
-            added = sum(self._expected(rows, gamma) for gamma in lengths) / rows - plain
-            if added > 0:
+            # few rows that draft among many cost more than their share: such rounds tell nothing
+            added = self._expected(rows, lengths[0]) - plain
+            if added > 0 and len(set(lengths)) == 1:
                 ratio = min(50.0, max(0.2, (seconds / self._plain - plain) / added))
                 self._drafts += 0.1 * (ratio - self._drafts)
         else:
@@ -138,7 +139,7 @@ class DraftLengths:
     """Decides for all rows that leave it open, every few rounds and whenever rows come or go."""
 
     EVERY = 8
-    """Rounds between decisions."""
+    """Rounds between decisions, and one more for each row: they cost time too."""
     GAIN = 1.03
     """What another decision has to bring at least."""
     PROBE = 3
@@ -150,23 +151,29 @@ class DraftLengths:
         self._rows: dict[int, _Open] = {}
         self._fixed: tuple[int, ...] = ()
         self._age = 0
+        self._decided = False
 
     def enter(self, slot: int, most: int) -> None:
         """A row begins to decode that may draft up to `most` bytes a round."""
-        self._rows[slot] = _Open(most, Acceptance(self._longest, self._usual))
-        self._age = self.EVERY
+        row = _Open(most, Acceptance(self._longest, self._usual))
+        if self._rows:  # as the others until it is decided
+            lengths = [other.length for other in self._rows.values()]
+            row.length = min(most, max(set(lengths), key=lengths.count))
+        else:
+            self._decided = False
+        self._rows[slot] = row
 
     def leave(self, slot: int) -> None:
-        if self._rows.pop(slot, None):
-            self._age = self.EVERY
+        self._rows.pop(slot, None)
 
     def plan(self, fixed: Sequence[int]) -> dict[int, int]:
         """The next round's draft length of each row, beside rows whose lengths are fixed."""
         if not self._rows:
             return {}
-        if self._age >= self.EVERY or len(fixed) != len(self._fixed):
+        if not self._decided or self._age >= self.EVERY + len(self._rows):
             self._fixed, self._age = tuple(fixed), 0
             self._decide()
+            self._decided = True
         self._age += 1
         return {slot: row.next_length() for slot, row in self._rows.items()}
 
@@ -206,9 +213,9 @@ class DraftLengths:
             if answer == chosen or rate(answer) <= best:
                 break
             chosen, best = answer, rate(answer)
-        if any(row.fresh for row in rows) or best > self.GAIN * rate(held):
+        if not self._decided or best > self.GAIN * rate(held):
             for row, gamma in zip(rows, chosen, strict=True):
-                row.length, row.fresh = gamma, False
+                row.length = gamma
         for row in rows:
             if not row.length:
                 row.acceptance.fade()
@@ -229,7 +236,6 @@ class _Open:
     def __init__(self, most: int, acceptance: Acceptance) -> None:
         self.most, self.acceptance = most, acceptance
         self.length = self.probe = 0
-        self.fresh = True
 
     def next_length(self) -> int:
         probe, self.probe = self.probe, 0
