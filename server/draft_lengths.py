@@ -50,13 +50,16 @@ class RoundCosts:
             # few rows that draft among many cost more than their share: such rounds tell nothing
             added = self._expected(rows, lengths[0]) - plain
             if added > 0 and len(set(lengths)) == 1:
-                ratio = min(50.0, max(0.2, (seconds / self._plain - plain) / added))
-                self._drafts += 0.1 * (ratio - self._drafts)
+                self._drafts = _nearer(self._drafts, (seconds / self._plain - plain) / added)
         else:
-            ratio = min(4.0, max(0.25, seconds / plain))
-            self._plain += 0.1 * (ratio - self._plain)
+            self._plain = _nearer(self._plain, seconds / plain)
             # nothing shows now what drafts cost: what was seen last fades
             self._drafts += 0.0005 * (1.0 - self._drafts)
+
+
+def _nearer(value: float, seen: float) -> float:
+    """A tenth of the way; a round that something else held up moves it no further than another."""
+    return value + 0.1 * (min(2 * value, max(0.5 * value, seen)) - value)
 
 
 def _between(known: Sequence[int], value: int) -> tuple[int, int, float]:

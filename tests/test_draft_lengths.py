@@ -129,6 +129,21 @@ def test_costs_that_were_measured_wrong_are_corrected() -> None:
     assert reached > 0.95
 
 
+def test_a_round_that_was_held_up_changes_no_decision() -> None:
+    def cost(rows: int, gamma: int) -> float:
+        return rows * (1 + 0.15 * gamma)
+
+    lengths = DraftLengths(measured(cost), longest=16)
+    lengths.enter(0, 16)
+    simulation = Simulation(cost, [0.8])
+    simulation.rate(lambda: lengths.plan([]), 300, lengths)
+    drafting = lengths.plan([])[0]
+    assert drafting >= 3
+    lengths.observe({0: drafting}, {0: drafting}, 100.0)
+    planned = [lengths.plan([])[0] for _ in range(30)]
+    assert min(planned) >= drafting - 2
+
+
 def test_no_row_drafts_more_than_it_may_and_fixed_rows_are_left_alone() -> None:
     lengths = DraftLengths(measured(cheap), longest=16)
     lengths.enter(3, 2)
