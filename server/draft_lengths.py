@@ -139,7 +139,7 @@ def _bytes(chances: Sequence[float]) -> list[float]:
 
 
 class DraftLengths:
-    """Decides for all rows that leave it open, every few rounds and whenever rows come or go."""
+    """Decides for all rows that leave it open, every few rounds."""
 
     EVERY = 8
     """Rounds between decisions, and one more for each row: they cost time too."""
@@ -152,7 +152,6 @@ class DraftLengths:
         self._costs, self._longest = costs, longest
         self._usual = Acceptance(longest, memory=400)
         self._rows: dict[int, _Open] = {}
-        self._fixed: tuple[int, ...] = ()
         self._age = 0
         self._decided = False
 
@@ -174,8 +173,8 @@ class DraftLengths:
         if not self._rows:
             return {}
         if not self._decided or self._age >= self.EVERY + len(self._rows):
-            self._fixed, self._age = tuple(fixed), 0
-            self._decide()
+            self._age = 0
+            self._decide(fixed)
             self._decided = True
         self._age += 1
         return {slot: row.next_length() for slot, row in self._rows.items()}
@@ -193,14 +192,14 @@ class DraftLengths:
         if seconds is not None and lengths:
             self._costs.observe(list(lengths.values()), seconds)
 
-    def _decide(self) -> None:
+    def _decide(self, fixed: Sequence[int]) -> None:
         rows = list(self._rows.values())
-        count = len(rows) + len(self._fixed)
+        count = len(rows) + len(fixed)
         cost = {g: self._costs.seconds(count, g) / count for g in self._costs.lengths}
-        beside = sum(self._costs.seconds(count, gamma) for gamma in self._fixed) / count
+        beside = sum(self._costs.seconds(count, gamma) for gamma in fixed) / count
         # what fixed rows will yield is not known here; they draft as others do
         usual = self._usual.expected()
-        given = sum(usual[min(gamma, self._longest)] for gamma in self._fixed)
+        given = sum(usual[min(gamma, self._longest)] for gamma in fixed)
         expected = [row.acceptance.expected() for row in rows]
 
         def rate(lengths: Sequence[int]) -> float:

@@ -73,7 +73,8 @@ def load_engine(settings: Settings) -> Engine:
     invariance = measure_invariance(decoder.model)
     longest_draft = decoder.drafter.longest if decoder.drafter else 0
     _warm_up(decoder, min(settings.draft_length, longest_draft))
-    costs = RoundCosts(measure_costs(decoder)) if decoder.drafter else None
+    measured = measure_costs(decoder) if decoder.drafter else {}
+    costs = RoundCosts(measured) if measured else None
     info = EngineInfo(
         model_name=settings.checkpoint.resolve().name,
         device=str(device),

@@ -21,16 +21,22 @@ LONGEST_S = 20.0
 def measure_costs(decoder: Decoder[Any]) -> dict[tuple[int, int], float]:
     """Seconds of a round of b rows with γ drafts each, for some b up to all slots.
 
+    Of none where the context is too short to time one.
+
     Uses every slot: for use before serving.
     """
     assert decoder.drafter is not None
-    longest = min(decoder.drafter.longest, max(LENGTHS))
-    needed = ROUNDS * sum(gamma + 1 for gamma in LENGTHS)
-    prompt = b"\n" * max(1, min(PLACE, decoder.context - needed - 1))
-    output = min(needed, decoder.context - len(prompt))
-    if output < needed:  # a context of a few hundred bytes: shorter drafts only
-        longest = min(longest, 4)
-    lengths = [gamma for gamma in LENGTHS if gamma <= longest]
+    # as many lengths as a row has room for, every draft accepted
+    lengths, needed = [], 0
+    for gamma in LENGTHS:
+        needed += ROUNDS * (gamma + 1)
+        if gamma > decoder.drafter.longest or needed >= decoder.context:
+            break
+        lengths.append(gamma)
+    if not lengths:
+        return {}
+    output = ROUNDS * sum(gamma + 1 for gamma in lengths)
+    prompt = b"\n" * min(PLACE, decoder.context - output)
     began = time.monotonic()
     measured: dict[tuple[int, int], float] = {}
     for rows in _row_counts(decoder.slots):
@@ -38,7 +44,7 @@ def measure_costs(decoder: Decoder[Any]) -> dict[tuple[int, int], float]:
             break
         for slot in range(rows):
             params = SamplingParams(temperature=1.0)
-            decoder.open(slot, Job(prompt, output, params, seed=slot, draft_length=longest))
+            decoder.open(slot, Job(prompt, output, params, seed=slot, draft_length=lengths[-1]))
             while size := min(128, decoder.to_prefill(slot)):
                 decoder.step({}, {slot: size})
         for gamma in lengths:

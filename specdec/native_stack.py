@@ -94,8 +94,6 @@ def slot_bytes(block: BlockConfig, depth: int, context: int, dtype: torch.dtype)
 class NativeModel:
     """The model as `specdec.packed.PackedModel` runs it, in one call of the compiled core."""
 
-    least_rows = 1
-
     def __init__(self, model: ByteLlama, *, slots: int, context: int, dtype: torch.dtype) -> None:
         config = model.config
         if context > config.max_position_embeddings:

@@ -4,25 +4,27 @@ A prophet predicts, from the model's states up to some byte, the bytes that foll
 calls `at_starts`; how it drafts while decoding is its drafter's (`specdec.drafter`).
 """
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 from specdec.config import ProphetConfig
 from specdec.layers import Stack
 
 
-class Prophet(nn.Module):
+class Prophet(nn.Module, ABC):
     """D width of the model, γ drafts; `config` says which kind this is."""
 
     config: ProphetConfig
     stack: Stack
 
+    @abstractmethod
     def at_starts(self, hidden: Tensor, tokens: Tensor, starts: Tensor, gamma: int) -> Tensor:
         """The training forward: scores [B, M, γ, 256] of what follows each start.
 
         hidden [B, T, D] is what the model gave for tokens [B, T]; starts [M] are indices m with
         m + γ < T, so that every target x_{m+1}..x_{m+γ} lies in the window.
         """
-        raise NotImplementedError
 
 
 def require_room(tokens: Tensor, starts: Tensor, gamma: int) -> None:

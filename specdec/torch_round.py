@@ -111,12 +111,15 @@ def run_round(
         if group.alternatives >= 0:
             result = replace(result, logprobs=logprobs_of(judged, chosen, group.alternatives))
         emitted.append(result)
-    scored: list[RowResult] = []
+    scored: list[Logprobs | None] = []
     for index, prefill in enumerate(work.prefills):
         consumed = tokens[len(rules) + index]
         rows = slice(row, row + len(consumed))
         row = rows.stop
-        scored.append(_scored(prefill, logits[rows]))
+        scored.append(None)
+        if prefill.following is not None:
+            following = torch.tensor(list(prefill.following), device=logits.device)
+            scored[-1] = logprobs_of(logits[rows][None], following[None], prefill.alternatives)
         if drafter is not None and prefill.watched:
             slot, start, advance = (
                 consumed.new_full((1,), n) for n in (prefill.slot, prefill.start, len(consumed))
@@ -125,7 +128,10 @@ def run_round(
     results: dict[int, RowResult] = {}
     for rows_of, group_result in zip(members, emitted, strict=True):
         results.update(_results(rows_of, group_result))
-    return RoundResult(tuple(results[row.slot] for row in work.decodes), tuple(scored))
+    return RoundResult(
+        tuple(results[row.slot] for row in work.decodes),
+        tuple(_scored(*pair) for pair in zip(work.prefills, scored, strict=True)),
+    )
 
 
 def _group(state: SlotState, rows: Sequence[Decode]) -> Group:
@@ -141,11 +147,9 @@ def _group(state: SlotState, rows: Sequence[Decode]) -> Group:
     )
 
 
-def _scored(prefill: Prefill, logits: Tensor) -> RowResult:
+def _scored(prefill: Prefill, logprobs: Logprobs | None) -> RowResult:
     records: tuple[ByteLogprob, ...] = ()
-    if prefill.following is not None:
-        following = torch.tensor(list(prefill.following), device=logits.device)
-        logprobs = logprobs_of(logits[None], following[None], prefill.alternatives)
+    if logprobs is not None and prefill.following is not None:
         records = logprobs.records(0, prefill.following, prefill.alternatives)
     return RowResult(b"", 0, 0, ended=False, logprobs=records)
 

@@ -10,7 +10,9 @@ from tiny import agreeing_prophet, tiny_model
 
 from server.loading import load_engine, pick_device, pick_dtype
 from server.messages import Exactness
+from server.profiling import measure_costs
 from server.settings import Settings
+from specdec.build import build_decoder
 from specdec.checkpoint import save_checkpoint
 
 
@@ -107,3 +109,22 @@ def test_devices_and_types_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert pick_dtype("auto", cpu) == torch.float32
+
+
+@pytest.mark.parametrize("context", [2, 6, 20, 64])
+def test_a_short_context_times_fewer_lengths(context: int) -> None:
+    model = tiny_model()
+    prophet = agreeing_prophet(model)
+    decoder = build_decoder(
+        model,
+        prophet,
+        slots=2,
+        context=context,
+        device=torch.device("cpu"),
+        dtype=torch.float64,
+    )
+    measured = measure_costs(decoder)
+    assert {rows for rows, _ in measured} == ({1, 2} if context > 5 else set())
+    assert all(seconds > 0 for seconds in measured.values())
+    lengths = sorted({gamma for _, gamma in measured})
+    assert lengths == {2: [], 6: [0], 20: [0, 1], 64: [0, 1, 2, 3]}[context]
