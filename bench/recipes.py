@@ -11,7 +11,9 @@ temperatures on the benchmark's prompts, which no arm has seen.
     kl = ["--prophet-loss", "kl"]
     tv = ["--prophet-loss", "tv"]
 
-An arm whose flags begin with "prophet" trains a prophet for a frozen model.
+An arm whose flags begin with "prophet" trains a prophet for a frozen model. An arm that is a list
+of such lists is runs one after another, each in its own directory; {1} is the directory of the
+first. Minutes are those of all its runs.
 """
 
 import argparse
@@ -49,8 +51,9 @@ def bytes_per_round(checkpoint: Path) -> dict[str, float]:
     return result
 
 
-def row(name: str, directory: Path) -> dict[str, object]:
-    record = json.loads((directory / "checkpoint" / "training.json").read_text())
+def row(name: str, directories: list[Path]) -> dict[str, object]:
+    records = [json.loads((d / "checkpoint" / "training.json").read_text()) for d in directories]
+    record = records[-1]
     bits = {
         f"{sample} bits": figures["model"]
         for sample, figures in record["curve"][-1].items()
@@ -58,10 +61,10 @@ def row(name: str, directory: Path) -> dict[str, object]:
     }
     return {
         "arm": name,
-        "steps": record["steps"],
-        "minutes": round(record["seconds"] / 60, 1),
+        "steps": " + ".join(str(each["steps"]) for each in records),
+        "minutes": round(sum(each["seconds"] for each in records) / 60, 1),
         **bits,
-        **bytes_per_round(directory / "checkpoint"),
+        **bytes_per_round(directories[-1] / "checkpoint"),
     }
 
 
@@ -76,13 +79,19 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     plan = tomllib.loads(options.arms.read_text(encoding="utf-8"))
     rows = []
-    for name, flags in plan["arms"].items():
-        directory = options.out / name
-        command = [*flags, *plan["common"]["flags"], "--out", str(directory)]
-        if not (directory / "checkpoint" / "README.md").exists() and train(command):
-            print(f"error: arm {name} failed", file=sys.stderr)
-            return 1
-        rows.append(row(name, directory))
+    for name, arm in plan["arms"].items():
+        runs = arm if isinstance(arm[0], list) else [arm]
+        directories = [
+            options.out / (name if len(runs) == 1 else f"{name}-{k + 1}") for k in range(len(runs))
+        ]
+        for flags, directory in zip(runs, directories, strict=True):
+            own = [flag.format(None, *directories) for flag in flags]
+            verb = [own.pop(0)] if own[0] == "prophet" else []
+            command = [*verb, *plan["common"]["flags"], *own, "--out", str(directory)]
+            if not (directory / "checkpoint" / "README.md").exists() and train(command):
+                print(f"error: arm {name} failed in {directory}", file=sys.stderr)
+                return 1
+        rows.append(row(name, directories))
         print(json.dumps(rows[-1]), flush=True)
     columns = list(rows[0])
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")

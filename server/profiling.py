@@ -11,7 +11,7 @@ from specdec.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
 
-ROUNDS = 5
+ROUNDS = 11
 PLACE = 128
 """Rows are measured with about so many bytes behind them."""
 LONGEST_S = 20.0
@@ -47,10 +47,12 @@ def measure_costs(decoder: Decoder[Any]) -> dict[tuple[int, int], float]:
             decoder.open(slot, Job(prompt, output, params, seed=slot, draft_length=lengths[-1]))
             while size := min(128, decoder.to_prefill(slot)):
                 decoder.step({}, {slot: size})
-        for gamma in lengths:
-            measured[rows, gamma] = median(
-                _seconds(decoder, dict.fromkeys(range(rows), gamma)) for _ in range(ROUNDS)
-            )
+        # in turns, so that what else the machine does falls on all lengths alike
+        seconds: dict[int, list[float]] = {gamma: [] for gamma in lengths}
+        for _ in range(ROUNDS):
+            for gamma in lengths:
+                seconds[gamma].append(_seconds(decoder, dict.fromkeys(range(rows), gamma)))
+        measured |= {(rows, gamma): median(values) for gamma, values in seconds.items()}
         for slot in range(rows):
             decoder.close(slot)
         logger.info(

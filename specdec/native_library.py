@@ -38,7 +38,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "specdec_copy": (None, [_POINTER, _INT, _INT, _INT]),
     "specdec_model": (_POINTER, [_POINTER] * 2),
     "specdec_model_free": (None, [_POINTER]),
-    "specdec_parallel": (_POINTER, [_POINTER] + [_INT] * 3 + [_POINTER] * 6),
+    "specdec_parallel": (_POINTER, [_POINTER] + [_INT] * 3 + [ctypes.c_float] + [_POINTER] * 7),
     "specdec_autoregressive": (_POINTER, [_POINTER] + [_INT] * 4 + [_POINTER] * 3),
     "specdec_drafter_free": (None, [_POINTER]),
     "specdec_drafter_copy": (None, [_POINTER] + [_INT] * 3),

@@ -33,12 +33,14 @@ class NativeDrafter:
 
     def __init__(self, prophet: Prophet, *, slots: int, context: int, dtype: torch.dtype) -> None:
         config, library = prophet.config, native_library()
-        shape = [dtype == torch.bfloat16, slots, config.model_hidden_size]
+        shape: list[float] = [dtype == torch.bfloat16, slots, config.model_hidden_size]
         if isinstance(prophet, ParallelProphet):
             build, places = library.specdec_parallel, context + SLACK
+            shape.append(prophet.cell.eps)
             further = [
-                plain(prophet.recurrent.weight.to(dtype)),
-                plain(prophet.gates.weight),
+                plain(prophet.cell.embedding.weight),
+                plain(prophet.cell.gate_up.weight.to(dtype)),
+                plain(prophet.cell.down.weight.to(dtype)),
                 plain(prophet.transition.weight),
             ]
         else:

@@ -8,13 +8,31 @@ c rows of a group, W rows verified for each, γ drafts, D width of the model, P 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from specdec.cell import Cell, normed
 from specdec.config import LONGEST_DRAFT
 from specdec.drafter import Picker
 from specdec.layers import wide
 from specdec.packed import SLACK, PackedStack, pack_linear
-from specdec.parallel_prophet import ParallelProphet, gated
+from specdec.parallel_prophet import ParallelProphet
+
+
+class PackedCell:
+    """A cell's weights, ready to run."""
+
+    def __init__(self, cell: Cell, device: torch.device, dtype: torch.dtype) -> None:
+        self.dtype, self.eps = dtype, cell.eps
+        self.embedding = cell.embedding.weight.detach().to(device, wide(dtype))
+        self.gate_up = pack_linear(cell.gate_up.weight.to(device, dtype))
+        self.down = pack_linear(cell.down.weight.to(device, dtype))
+
+    def step(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """The next states [c, P] of states [c, P] and bytes [c]."""
+        seen = normed(state + self.embedding[tokens], self.eps)
+        gate, up = self.gate_up(seen.to(self.dtype)).chunk(2, -1)
+        return normed(seen + self.down(F.silu(gate) * up), self.eps)
 
 
 class ParallelDrafter:
@@ -39,8 +57,7 @@ class ParallelDrafter:
         self.embedding = prophet.embedding.weight.detach().to(device, kind)
         self.missing = prophet.missing.detach().to(device, kind)
         self.projection = pack_linear(prophet.projection.weight.to(device, dtype))
-        self.gates = prophet.gates.weight.detach().to(device, kind)
-        self.recurrent = pack_linear(prophet.recurrent.weight.to(device, dtype))
+        self.cell = PackedCell(prophet.cell, device, dtype)
         self.transition = prophet.transition.weight.detach().to(device, kind)
         self.stack = PackedStack(
             prophet.stack,
@@ -84,7 +101,7 @@ class ParallelDrafter:
         drafts = [rule.pick(0, scores + self.transition[last])]
         for step in range(1, gamma):
             byte = drafts[-1]
-            state = gated(state, self.gates[byte], self.recurrent(state.to(self.dtype)))
+            state = self.cell.step(state, byte)
             drafts.append(rule.pick(step, self.stack.head(state) + self.transition[byte]))
         return torch.stack(drafts, 1)
 

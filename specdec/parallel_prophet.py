@@ -8,21 +8,21 @@ model's state before it:
 
 From a start m a recurrent cell then goes byte by byte.  z_0 = y_m predicts x_{m+1}, and
 
-    z_k = GRU(z_{k-1}, x_{m+k})         predicts x_{m+k+1}
+    z_k = cell(z_{k-1}, x_{m+k})        predicts x_{m+k+1}       (`specdec.cell`)
 
 each through one head and a table of what follows the byte before it.  While decoding the bytes
 behind x_m are the prophet's own drafts (`specdec.parallel_drafter`); a test compares the two.
 
 Against the autoregressive kind: the whole past instead of the last states, a block once a round
 instead of once a byte.  Sources: attention to the past as in EAGLE (arXiv 2401.15077), the
-recurrent head as in Hydra and ReDrafter (arXiv 2402.05109, 2403.09919), the gated cell of Cho et
-al. (2014).
+recurrent head as in Hydra and ReDrafter (arXiv 2402.05109, 2403.09919).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from specdec.cell import Cell
 from specdec.config import VOCAB_SIZE, ProphetConfig
 from specdec.layers import Stack, initialize, wide
 from specdec.prophet import Prophet, require_room
@@ -39,11 +39,11 @@ class ParallelProphet(Prophet):
         self.projection = nn.Linear(config.model_hidden_size, width, bias=False)
         self.missing = nn.Parameter(torch.zeros(width))
         self.stack = Stack(config.block, 1, context)
-        self.gates = nn.Embedding(VOCAB_SIZE, 3 * width)
-        self.recurrent = nn.Linear(width, 3 * width, bias=False)
+        self.cell = Cell(width, config.block.rms_norm_eps)
         self.head = nn.Linear(width, VOCAB_SIZE, bias=False)
         self.transition = nn.Embedding(VOCAB_SIZE, VOCAB_SIZE)
         initialize(self, 1)
+        self.cell.initialize()
         nn.init.zeros_(self.transition.weight)
 
     def inputs(self, previous: Tensor, present: Tensor, tokens: Tensor) -> Tensor:
@@ -52,10 +52,6 @@ class ParallelProphet(Prophet):
         known = torch.where(present[..., None], projected, self.missing.to(projected.dtype))
         embedded: Tensor = self.embedding(tokens)
         return known + embedded
-
-    def step(self, state: Tensor, tokens: Tensor) -> Tensor:
-        """z_k [..., P] of z_{k-1} [..., P] and bytes [...]."""
-        return gated(state, self.gates(tokens), self.recurrent(state))
 
     def logits(self, states: Tensor, tokens: Tensor) -> Tensor:
         """Scores [..., 256] of the byte after `tokens` [...], from z [..., P] that has seen it."""
@@ -72,17 +68,5 @@ class ParallelProphet(Prophet):
         bytes_at = tokens[:, starts[:, None] + torch.arange(gamma, device=tokens.device)]
         states = [state]
         for k in range(1, gamma):
-            states.append(self.step(states[-1], bytes_at[..., k]))
+            states.append(self.cell(states[-1], bytes_at[..., k]))
         return self.logits(torch.stack(states, 2), bytes_at)
-
-
-def gated(state: Tensor, given: Tensor, recurrent: Tensor) -> Tensor:
-    """A gated recurrent unit's next state [..., P]: given [..., 3P] from its input, recurrent
-    [..., 3P] from its state, each reset, update and candidate in this order."""
-    kind = wide(state.dtype)
-    state, given, recurrent = state.to(kind), given.to(kind), recurrent.to(kind)
-    reset_in, update_in, new_in = given.chunk(3, -1)
-    reset_by, update_by, new_by = recurrent.chunk(3, -1)
-    update = torch.sigmoid(update_in + update_by)
-    new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_by) * new_by)
-    return update * state + (1 - update) * new

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 from specdec.checkpoint import load_model, load_prophet
-from train.__main__ import main, parse
-from train.config import SEED
+from train.__main__ import HELP, main, parse
+from train.config import SEED, ModelShape, TrainConfig
 from train.save import read_save
 
 CPU = torch.device("cpu")
@@ -161,7 +162,34 @@ def test_a_prophet_goes_on_for_another_model(
 
     joint = ["--data", text, *TINY, "--steps", 1, *start, "--out", tmp_path / "third"]
     assert main([str(x) for x in joint]) == 1
-    assert "one has a frozen model" in capsys.readouterr().err
+    assert "trained a prophet alone" in capsys.readouterr().err
+
+
+def test_joint_training_then_distillation(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prophet that learnt beside a model goes on alone, the model kept as exported."""
+    joint, distilled = tmp_path / "joint", tmp_path / "distilled"
+    run("--data", text, *TINY, "--out", joint, "--steps", 3)
+    shape = TINY.index("--hidden-size")
+    flags = ["--data", text, *TINY[:shape], "--device", "cpu", "--dtype", "float32", "--steps", 1]
+    flags = ["prophet", "--checkpoint", joint / "checkpoint", "--start-from", joint, *flags]
+    run(*flags, "--draft-length", 5, "--out", distilled, "--warmup", 1000)
+    first, second = (weights(directory / "last.pt") for directory in (joint, distilled))
+    kept = load_model(joint / "checkpoint").state_dict()
+    assert all(torch.equal(second[f"model.{name}"], kept[name]) for name in kept)
+    for name in (name for name in first if name.startswith("prophet.")):
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-4)
+
+    other = [*flags, "--draft-length", 5, "--leading-states", 3, "--out", tmp_path / "other"]
+    assert main([str(x) for x in other]) == 1
+    assert "another shape of prophet" in capsys.readouterr().err
+
+
+def test_each_flag_says_what_it_does() -> None:
+    records = (TrainConfig, ModelShape)
+    names = {item.name for record in records for item in fields(record)}
+    assert names - {"shape", "data", "frozen"} == HELP.keys()
 
 
 @pytest.mark.slow

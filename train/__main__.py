@@ -25,6 +25,56 @@ PROPHET_FIELDS = ("prophet_kind", "prophet_depth", "leading_states", "draft_leng
 TUPLES = {"mix": float, "windows": int, "window_shares": float}
 """Kinds of the list flags that are not paths."""
 
+HELP = {
+    "mix": "how often each data path is drawn from, as weights; by default by their bytes",
+    "validation": "files that choose the best weights; by default a share of the data",
+    "test": "files for the card's figures; by default the validation bytes",
+    "test_prompts": "prompts of each test file on which acceptance is measured",
+    "validation_fraction": "share of the data kept for validation",
+    "split": "what goes to validation: the last fraction of each source, or whole files",
+    "separate": "put the end-of-document byte behind each file",
+    "data_limit": "bytes used of each source, 0 for all",
+    "start_from": "directory of a run whose last weights and optimizer state to begin with",
+    "steps": "steps of the whole run; the rate's schedule is made for them",
+    "batch": "rows of the first window in a batch",
+    "accumulate": "batches per step",
+    "windows": "bytes per row, in the order in which the run goes through them",
+    "window_shares": "share of the steps that each window gets",
+    "starts": "share of the offsets at which the prophet is trained, 0: the model alone",
+    "detach": "keep the prophet's gradient out of the model",
+    "prophet_weight": "weight of the prophet's loss beside the model's",
+    "prophet_loss": "cross_entropy with the data's byte; kl, tv, lk or coupled with the model",
+    "prophet_reach": "weigh each drafted place by the probability that a round gets there",
+    "optimizer": "muon (matrices; AdamW for the rest), adamw or adam",
+    "muon_rate": "rate of Muon's matrices",
+    "muon_momentum": "momentum of Muon's matrices",
+    "adam_rate": "rate of Adam and AdamW",
+    "weight_decay": "decoupled decay of Muon and AdamW",
+    "warmup": "steps in which the rates rise",
+    "decay_fraction": "last share of the steps, in which the rates fall to zero",
+    "clip": "largest norm of the gradient",
+    "seed": "of weights, samples and offsets",
+    "dtype": "auto, bfloat16 or float32, for the products; weights are kept in float32",
+    "compile": "run forward and backward through torch.compile",
+    "evaluate_every": "steps between validations",
+    "save_every": "steps between saves",
+    "demonstrate_every": "steps between texts decoded both ways, 0 for none",
+    "tensorboard": "write event files too (needs the package tensorboard)",
+    "validation_bytes": "bytes of each validation source that are scored",
+    "hidden_size": "width of model and prophet",
+    "depth": "layers of the model",
+    "heads": "query heads",
+    "kv_heads": "key and value heads",
+    "intermediate_size": "width of the feed-forward layers",
+    "context": "longest text in bytes",
+    "rope_theta": "base of the rotary embedding",
+    "prophet_kind": "autoregressive or parallel",
+    "prophet_depth": "layers of the autoregressive prophet",
+    "leading_states": "states of the model that the autoregressive prophet is given",
+    "draft_length": "bytes per round that the prophet is trained to draft",
+    "eos_byte": "byte that ends a document, -1 for none",
+}
+
 
 def _add_flags(
     group: argparse._ArgumentGroup, record: type[Any], defaults: object, skip: set[str]
@@ -33,7 +83,8 @@ def _add_flags(
         if item.name in skip:
             continue
         flag, default = "--" + item.name.replace("_", "-"), getattr(defaults, item.name)
-        shown = f"default {default}" if default not in ((), "") else " "
+        words = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = HELP[item.name] + (f" (default: {words})" if words != "" else "")
         if isinstance(default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown)
         elif isinstance(default, tuple):

@@ -1,14 +1,17 @@
-"""Muon for the matrices inside blocks and AdamW for everything else, or Adam or AdamW for all.
+"""Muon for the matrices inside blocks and cells, AdamW for the rest; or Adam or AdamW for all.
 
 Embeddings, heads, norms and learned vectors are not such matrices and keep AdamW (Loshchilov and
 Hutter 2019).
 """
 
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
 from torch import nn
 
+from specdec.cell import Cell
+from specdec.layers import Block
 from train.config import TrainConfig
 from train.muon import Muon
 
@@ -23,8 +26,9 @@ class Optimizers:
         named = list(chain.from_iterable(module.named_parameters() for module in modules))
         named = [(name, p) for name, p in named if p.requires_grad]
         self.parameters = [p for _, p in named]
-        matrices = [p for name, p in named if ".blocks." in name and p.ndim == 2]
-        rest = [p for name, p in named if not (".blocks." in name and p.ndim == 2)]
+        inner = _inner(modules)
+        matrices = [p for _, p in named if id(p) in inner]
+        rest = [p for _, p in named if id(p) not in inner]
         rate, decay = config.adam_rate, config.weight_decay
         self.parts: list[torch.optim.Optimizer]
         if config.optimizer == "adam":
@@ -66,3 +70,10 @@ class Optimizers:
     def load_state_dict(self, states: list[dict[str, object]]) -> None:
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
+
+
+def _inner(modules: Iterable[nn.Module]) -> set[int]:
+    """Of the weights of linears within blocks and cells; what meets bytes is not among them."""
+    parts = chain.from_iterable(module.modules() for module in modules)
+    layers = chain.from_iterable(p.modules() for p in parts if isinstance(p, Block | Cell))
+    return {id(layer.weight) for layer in layers if isinstance(layer, nn.Linear)}

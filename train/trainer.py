@@ -141,13 +141,18 @@ class Trainer:
     def _start_from(self, path: Path) -> None:
         state = read_save(path, self.device)
         config = TrainConfig.from_json(state["config"])
-        if bool(config.frozen) != bool(self.config.frozen):
-            raise TrainingError(f"start_from: {path} trained another part: one has a frozen model")
-        if config.shape != self.config.shape or config.optimizer != self.config.optimizer:
-            raise TrainingError(f"start_from: {path} has another shape or optimizer")
-        if self.config.frozen:  # it may be another one that this prophet is to go on with
-            state["model"] = self.model.state_dict()
-        self._take(state)
+        if config.frozen and not self.config.frozen:
+            raise TrainingError(f"start_from: {path} trained a prophet alone, not a model")
+        if self.config.frozen and not config.frozen:
+            if config.shape.prophet != self.prophet.config:
+                raise TrainingError(f"start_from: {path} has another shape of prophet")
+            self.prophet.load_state_dict(state["prophet"])
+        else:
+            if config.shape != self.config.shape or config.optimizer != self.config.optimizer:
+                raise TrainingError(f"start_from: {path} has another shape or optimizer")
+            if self.config.frozen:  # it may be another one that this prophet is to go on with
+                state["model"] = self.model.state_dict()
+            self._take(state)
         self.earlier = [
             *json.loads(state["earlier"]),
             phase(config, state["step"], state["seconds"], state["dtype"]),
@@ -288,6 +293,7 @@ class Trainer:
         if not self.world.leads:
             return
         if self.step % config.evaluate_every == 0 or self.step == config.steps:
+            bar.set_postfix_str("validating")
             row = self.evaluate()
             bar.write(json.dumps(row))
             write_curve(self.directory, self.curve)

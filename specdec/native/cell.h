@@ -9,51 +9,64 @@
 
 namespace specdec {
 
-// The gated recurrent unit of a parallel prophet: z ← GRU(z, byte).  What the byte contributes is a
-// row of a table, [256][3·P]: reset, update and candidate; another table says what follows it.
+// What a cell is made of, as `specdec.cell` names it; rows of `following` say what follows a byte.
+struct CellWeights {
+    const float *embedding, *gate_up, *down, *following;
+    float eps;
+};
+
+// z ← norm(n + down(silu(gate n) · up n)), n = norm(z + E(byte)); the threads of a team together.
 template <class W> class Cell {
    public:
-    Cell(int width, const float* recurrent, const float* gates, const float* transition)
-        : width_(width), gates_(gates, gates + size_t(256) * 3 * width),
-          transition_(transition, transition + 256 * 256) {
-        recurrent_.pack(recurrent, 3 * width, width);
+    Cell(int width, const CellWeights& weights)
+        : width_(width), eps_(weights.eps), ld_(padded(width)), inner_ld_(padded(INNER * width)),
+          embedding_(weights.embedding, weights.embedding + size_t(256) * width),
+          following_(weights.following, weights.following + 256 * 256) {
+        gate_.pack(weights.gate_up, INNER * width, width);
+        up_.pack(weights.gate_up + size_t(INNER) * width * width, INNER * width, width);
+        down_.pack(weights.down, width, INNER * width);
     }
-    int products_ld() const { return padded(3 * width_); }
-    const float* following(int64_t byte) const { return &transition_[byte * 256]; }
+    const float* following(int64_t byte) const { return &following_[byte * 256]; }
 
-    // One step of states [rows, P] with a byte each; the threads of a team together.
-    void step(Team& team, int t, int rows, float* states, const int64_t* bytes,
-              float* products) const {
-        int ld = products_ld();
-        Span out = share(recurrent_.blocks(), t, team.size());
-        recurrent_.template run<false>(states, width_, rows, products, ld, out.begin, out.end);
-        team.barrier();
+    void grow(int rows) {
+        seen_.resize(size_t(rows) * ld_);
+        gated_.resize(size_t(rows) * inner_ld_);
+        upped_.resize(size_t(rows) * inner_ld_);
+    }
+
+    // One step of states [rows, P] with a byte each.
+    void step(Team& team, int t, int rows, float* states, const int64_t* bytes) {
         Span mine = share(rows, t, team.size());
+        for (int r = mine.begin; r < mine.end; ++r) {
+            float* seen = &seen_[size_t(r) * ld_];
+            const float *state = states + size_t(r) * width_, *byte = &embedding_[bytes[r] * width_];
+            for (int i = 0; i < width_; ++i) seen[i] = state[i] + byte[i];
+            normalize(seen, nullptr, eps_, width_, seen);
+        }
+        team.barrier();
+        Span out = share(gate_.blocks(), t, team.size());
+        gate_.template run<false>(seen_.data(), ld_, rows, gated_.data(), inner_ld_, out.begin, out.end);
+        up_.template run<false>(seen_.data(), ld_, rows, upped_.data(), inner_ld_, out.begin, out.end);
+        for (int r = 0; r < rows; ++r)
+            swiglu(&gated_[size_t(r) * inner_ld_], &upped_[size_t(r) * inner_ld_], out.begin * PAIR,
+                   out.end * PAIR);
+        team.barrier();
+        out = share(down_.blocks(), t, team.size());
+        down_.template run<true>(gated_.data(), inner_ld_, rows, seen_.data(), ld_, out.begin, out.end);
+        team.barrier();
         for (int r = mine.begin; r < mine.end; ++r)
-            for (int i = 0; i < width_; i += LANES)
-                advance(states + size_t(r) * width_, products + size_t(r) * ld,
-                        &gates_[bytes[r] * 3 * width_], i);
+            normalize(&seen_[size_t(r) * ld_], nullptr, eps_, width_, states + size_t(r) * width_);
         team.barrier();
     }
 
    private:
-    static vf sigmoid(vf x) { return 1.0f / (vexp(-x) + 1.0f); }
-
-    void advance(float* state, const float* by, const float* in, int i) const {
-        int count = std::min(LANES, width_ - i);
-        vf part[7] = {};  // the last numbers of a width that is no multiple of the vectors'
-        const float* from[7] = {state, by, by + width_, by + 2 * width_, in, in + width_, in + 2 * width_};
-        for (int k = 0; k < 7; ++k) std::memcpy(&part[k], from[k] + i, count * sizeof(float));
-        vf update = sigmoid(part[5] + part[2]);
-        vf inner = part[6] + sigmoid(part[4] + part[1]) * part[3];
-        vf fresh = 1.0f - 2.0f / (vexp(inner + inner) + 1.0f);  // tanh
-        vf next = update * part[0] + (1.0f - update) * fresh;
-        std::memcpy(state + i, &next, count * sizeof(float));
-    }
+    static constexpr int INNER = 2;  // specdec.cell.INNER
 
     int width_;
-    std::vector<float> gates_, transition_;
-    Linear<W> recurrent_;
+    float eps_;
+    int ld_, inner_ld_;
+    std::vector<float> embedding_, following_, seen_, gated_, upped_;
+    Linear<W> gate_, up_, down_;
 };
 
 }  // namespace specdec

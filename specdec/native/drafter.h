@@ -88,11 +88,10 @@ template <class W> class Inputs {
 template <class W> class ParallelDrafter : public Drafter {
    public:
     ParallelDrafter(Stack& stack, int slots, int model_width, const float* embedding,
-                    const float* projection, const float* missing, const float* recurrent,
-                    const float* gates, const float* transition)
+                    const float* projection, const float* missing, const CellWeights& cell)
         : stack_(stack), model_width_(model_width), width_(stack.width()),
           inputs_(model_width, width_, embedding, projection, missing, 1),
-          cell_(width_, recurrent, gates, transition),
+          cell_(width_, cell),
           states_(size_t(slots) * model_width, 0.0f) {}
 
     void observe(Team& team, const std::vector<Committed>& rows, const float* hidden,
@@ -134,7 +133,7 @@ template <class W> class ParallelDrafter : public Drafter {
             for (int step = 0; step < rows[0].gamma; ++step) {
                 int active = active_at(rows, step);
                 if (step) {
-                    cell_.step(team, t, active, y_.data(), bytes_.data(), products_.data());
+                    cell_.step(team, t, active, y_.data(), bytes_.data());
                     stack_.score(t, threads, active, y_.data(), width_, logits_.data());
                     team.barrier();
                 }
@@ -164,13 +163,12 @@ template <class W> class ParallelDrafter : public Drafter {
         team.barrier();
         Span mine = share(rows, t, team.size());
         for (int r = mine.begin; r < mine.end; ++r) {
-            const float* known = place_[r] ? &products_[size_t(r) * products_ld()] : inputs_.missing(0);
+            const float* known = place_[r] ? &products_[size_t(r) * inputs_.ld()] : inputs_.missing(0);
             const float* embedded = inputs_.embedding(bytes_[r]);
             float* x = &x_[size_t(r) * width_];
             for (int i = 0; i < width_; ++i) x[i] = known[i] + embedded[i];
         }
     }
-    int products_ld() const { return inputs_.ld(); }
 
     void grow(int rows) {
         if (rows <= int(slot_.size())) return;
@@ -178,7 +176,8 @@ template <class W> class ParallelDrafter : public Drafter {
         x_.resize(size_t(rows) * width_);
         y_.resize(size_t(rows) * width_);
         logits_.resize(size_t(rows) * 256);
-        products_.resize(size_t(rows) * std::max(inputs_.ld(), cell_.products_ld()));
+        products_.resize(size_t(rows) * inputs_.ld());
+        cell_.grow(rows);
         slot_.resize(rows);
         place_.resize(rows);
         bytes_.resize(rows);

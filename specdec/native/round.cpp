@@ -186,17 +186,19 @@ void* specdec_model(void* stack, const float* embedding) {
 }
 void specdec_model_free(void* model) { delete static_cast<Model*>(model); }
 
-void* specdec_parallel(void* stack, int half, int slots, int model_width, const float* embedding,
-                       const float* projection, const float* missing, const float* recurrent,
-                       const float* gates, const float* transition) {
+void* specdec_parallel(void* stack, int half, int slots, int model_width, float eps,
+                       const float* embedding, const float* projection, const float* missing,
+                       const float* cell_embedding, const float* gate_up, const float* down,
+                       const float* following) {
     Stack& block = *static_cast<Stack*>(stack);
+    CellWeights cell{cell_embedding, gate_up, down, following, eps};
     Drafter* drafter;
     if (half)
         drafter = new ParallelDrafter<uint32_t>(block, slots, model_width, embedding, projection,
-                                                missing, recurrent, gates, transition);
+                                                missing, cell);
     else
         drafter = new ParallelDrafter<float>(block, slots, model_width, embedding, projection, missing,
-                                             recurrent, gates, transition);
+                                             cell);
     return drafter;
 }
 void* specdec_autoregressive(void* stack, int half, int slots, int model_width, int leading,

@@ -2,8 +2,8 @@
 //
 // Every output of a linear is one chain of fused multiply-adds over its inputs in order, and every
 // query's attention walks its own places in order: a row's bits cannot depend on what shares the
-// pass, on the tiling or on the number of threads.  Weights and cache are bfloat16 or float32,
-// arithmetic is float32.
+// pass, on the tiling or on the number of threads.  Weights and cache are bfloat16 or float32, sums
+// are float32; with bfloat16 weights the inputs of the blocks' linears may be bfloat16 too (linear.h).
 //
 // N rows, D width, H query heads, K key-value heads, d head width, F feed-forward width, C places.
 // Knows no bytes' meaning and no sampling.
@@ -108,7 +108,7 @@ template <class W, class V> class StackOf : public Stack {
         team.run([&](int t) {
             Span mine = share(rows, t, team.size());
             for (int r = mine.begin; r < mine.end; ++r)
-                normalize(input + size_t(r) * width, b.attention_norm.data(),
+                normalize(input + size_t(r) * width, b.attention_norm.data(), eps_, width,
                           &normed_[size_t(r) * width_ld_]);
             team.barrier();
             Span out = share(b.qkv.blocks() - first, t, team.size());
@@ -148,19 +148,6 @@ template <class W, class V> class StackOf : public Stack {
         up_.assign(size_t(rows) * ff_ld_, 0);
         scores_.resize(threads);
         for (auto& scores : scores_) scores.assign(size_t(TOGETHER) * capacity_, 0);
-    }
-
-    void normalize(const float* x, const float* weight, float* out) const {
-        int width = int(s_.width), i = 0;
-        vf squares = {};
-        for (; i + LANES <= width; i += LANES) {
-            vf part = *reinterpret_cast<const vf*>(x + i);
-            squares += part * part;
-        }
-        float total = sum(squares);
-        for (; i < width; ++i) total += x[i] * x[i];
-        float scale = 1.0f / std::sqrt(total / float(width) + eps_);
-        for (i = 0; i < width; ++i) out[i] = x[i] * scale * weight[i];
     }
 
     void turn(float* __restrict x, const float* __restrict cos, const float* __restrict sin) const {
@@ -338,7 +325,7 @@ template <class W, class V> class StackOf : public Stack {
         for (int layer = 0; layer < s_.layers; ++layer) {
             const Block& b = blocks_[layer];
             for (int r = mine.begin; r < mine.end; ++r)
-                normalize(&x_[size_t(r) * width_ld_], b.attention_norm.data(),
+                normalize(&x_[size_t(r) * width_ld_], b.attention_norm.data(), eps_, width,
                           &normed_[size_t(r) * width_ld_]);
             team.barrier();
             Span out = share(b.qkv.blocks(), t, threads);
@@ -361,24 +348,23 @@ template <class W, class V> class StackOf : public Stack {
             b.output.template run<true>(mixed_.data(), mixed_ld_, rows, x_.data(), width_ld_, out.begin, out.end);
             team.barrier();
             for (int r = mine.begin; r < mine.end; ++r)
-                normalize(&x_[size_t(r) * width_ld_], b.ff_norm.data(), &normed_[size_t(r) * width_ld_]);
+                normalize(&x_[size_t(r) * width_ld_], b.ff_norm.data(), eps_, width,
+                          &normed_[size_t(r) * width_ld_]);
             team.barrier();
             out = share(b.gate.blocks(), t, threads);
             b.gate.template run<false>(normed_.data(), width_ld_, rows, gate_.data(), ff_ld_, out.begin, out.end);
             b.up.template run<false>(normed_.data(), width_ld_, rows, up_.data(), ff_ld_, out.begin, out.end);
             for (int r = 0; r < rows; ++r)
-                for (int i = out.begin * PAIR; i < out.end * PAIR; i += LANES) {
-                    vf* gate = reinterpret_cast<vf*>(&gate_[size_t(r) * ff_ld_ + i]);
-                    vf up = *reinterpret_cast<const vf*>(&up_[size_t(r) * ff_ld_ + i]);
-                    *gate = *gate / (vexp(-*gate) + 1.0f) * up;
-                }
+                swiglu(&gate_[size_t(r) * ff_ld_], &up_[size_t(r) * ff_ld_], out.begin * PAIR,
+                       out.end * PAIR);
             team.barrier();
             out = share(b.down.blocks(), t, threads);
             b.down.template run<true>(gate_.data(), ff_ld_, rows, x_.data(), width_ld_, out.begin, out.end);
             team.barrier();
         }
         for (int r = mine.begin; r < mine.end; ++r) {
-            normalize(&x_[size_t(r) * width_ld_], norm_.data(), &normed_[size_t(r) * width_ld_]);
+            normalize(&x_[size_t(r) * width_ld_], norm_.data(), eps_, width,
+                      &normed_[size_t(r) * width_ld_]);
             std::copy_n(&normed_[size_t(r) * width_ld_], width, hidden + size_t(r) * width);
         }
         team.barrier();
@@ -391,7 +377,7 @@ template <class W, class V> class StackOf : public Stack {
     size_t key_size_, value_size_;
     std::vector<Block> blocks_;
     std::vector<float> norm_, cos_, sin_;
-    Linear<V> head_;
+    Linear<V, Weights<V>> head_;
     Buffer<W> keys_, values_;
     std::vector<float> x_, normed_, qkv_, mixed_, gate_, up_;
     std::vector<std::vector<float>> scores_;

@@ -14,6 +14,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace specdec {
 
@@ -94,6 +97,28 @@ inline float largest(vf x) {
     float best = x[0];
     for (int i = 1; i < LANES; ++i) best = std::max(best, x[i]);
     return best;
+}
+
+// x / rms(x) · weight, of `width` numbers; without a weight (null) 1.  `out` may be x.
+inline void normalize(const float* x, const float* weight, float eps, int width, float* out) {
+    int i = 0;
+    vf squares = {};
+    for (; i + LANES <= width; i += LANES) {
+        vf part = *reinterpret_cast<const vf*>(x + i);
+        squares += part * part;
+    }
+    float total = sum(squares);
+    for (; i < width; ++i) total += x[i] * x[i];
+    float scale = 1.0f / std::sqrt(total / float(width) + eps);
+    for (i = 0; i < width; ++i) out[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
+}
+
+// gate ← silu(gate) · up, numbers [from, to), multiples of 16.
+inline void swiglu(float* gate, const float* up, int from, int to) {
+    for (int i = from; i < to; i += LANES) {
+        vf* at = reinterpret_cast<vf*>(gate + i);
+        *at = *at / (vexp(-*at) + 1.0f) * *reinterpret_cast<const vf*>(up + i);
+    }
 }
 
 // Memory for what is streamed through, on huge pages where the system gives them.
