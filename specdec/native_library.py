@@ -2,6 +2,10 @@
 
 C++ without dependencies, compiled for this very processor.  Knows nothing of what the
 functions do; where there is no compiler `native_library` says so and the caller goes without.
+
+bfloat16 weights are multiplied in float32, or with inputs rounded to bfloat16 too and two products
+a lane: what is faster here, or what SPECDEC_BF16_PRODUCTS says, `float32` or `pairs`.  The bytes
+that a model chooses can differ between the two.
 """
 
 import ctypes
@@ -89,7 +93,10 @@ def torch_on_one_thread() -> Iterator[None]:
 def _built() -> Path:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     source = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS))
-    key = hashlib.sha256(source + repr((FLAGS, compiler, _processor())).encode()).hexdigest()[:20]
+    processor = _processor()
+    flags = [*FLAGS, *(["-DSPECDEC_PAIRS"] if _in_pairs(processor) else [])]
+    depends = repr((flags, compiler, processor.get("flags", processor.get("Features"))))
+    key = hashlib.sha256(source + depends.encode()).hexdigest()[:20]
     for directory in _directories():
         path = directory / f"specdec-{key}.so"
         if path.exists() and _ours(directory):
@@ -105,7 +112,7 @@ def _built() -> Path:
             with tempfile.TemporaryDirectory(dir=directory) as temporary:
                 logger.info("compiling the core for this processor")
                 fresh = Path(temporary) / "library.so"
-                command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(fresh)]
+                command = [compiler, *flags, *map(str, SOURCES), "-o", str(fresh)]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
                     first = (done.stderr.strip() or "no message").splitlines()[0]
@@ -131,13 +138,29 @@ def _ours(directory: Path) -> bool:
     return status.st_uid in (0, os.getuid()) and not status.st_mode & 0o022
 
 
-def _processor() -> str:
-    """What -march=native depends on."""
+def _in_pairs(processor: dict[str, str]) -> bool:
+    """Whether bfloat16 weights are multiplied in pairs.  ValueError for what cannot be.
+
+    AMD's processors multiply pairs at twice the rate of float32, Intel's at half of it.
+    """
+    can = "avx512_bf16" in processor.get("flags", "").split()
+    asked = os.environ.get("SPECDEC_BF16_PRODUCTS", "auto")
+    if asked not in ("auto", "float32", "pairs"):
+        raise ValueError(f"SPECDEC_BF16_PRODUCTS is {asked!r}, not auto, float32 or pairs")
+    if asked == "pairs" and not can:
+        raise ValueError("SPECDEC_BF16_PRODUCTS: no pairs on a processor without AVX512-BF16")
+    faster = processor.get("vendor_id") == "AuthenticAMD"
+    return can and (faster if asked == "auto" else asked == "pairs")
+
+
+def _processor() -> dict[str, str]:
+    """What the system says of the first processor: its flags, on which -march=native depends."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return {"flags": platform.processor()}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 if __name__ == "__main__":  # at install, so that the first start need not wait

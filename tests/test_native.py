@@ -1,6 +1,9 @@
 """The compiled core against torch: the model's scores, the rule's bytes, and doing without it."""
 
 import ctypes
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -352,3 +355,39 @@ def test_jobs_of_all_kinds_are_equal_to_base_alone() -> None:
         assert one.output == plain.output == drafted.output
         scores = [[s for r in out.results for s in r.logprobs] for out in (one, plain, drafted)]
         assert scores[0] == scores[1] == scores[2]
+
+
+def test_products_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECDEC_BF16_PRODUCTS", "fast")
+    with pytest.raises(ValueError, match="SPECDEC_BF16_PRODUCTS is 'fast', not auto, float32 or"):
+        library._built()
+    monkeypatch.setenv("SPECDEC_BF16_PRODUCTS", "pairs")
+    monkeypatch.setattr(library, "_processor", lambda: {"flags": "avx2 avx512f"})
+    with pytest.raises(ValueError, match="no pairs on a processor without AVX512-BF16"):
+        library._built()
+
+
+def test_the_faster_products_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPECDEC_BF16_PRODUCTS", raising=False)
+    flags = "avx512f avx512_bf16"
+    assert library._in_pairs({"flags": flags, "vendor_id": "AuthenticAMD"})
+    assert not library._in_pairs({"flags": flags, "vendor_id": "GenuineIntel"})
+    assert not library._in_pairs({"flags": "avx512f", "vendor_id": "AuthenticAMD"})
+    monkeypatch.setenv("SPECDEC_BF16_PRODUCTS", "float32")
+    assert not library._in_pairs({"flags": flags, "vendor_id": "AuthenticAMD"})
+
+
+@pytest.mark.slow
+def test_the_other_products_keep_to_the_rules_too() -> None:
+    processor = library._processor()
+    other = "float32" if library._in_pairs(processor) else "pairs"
+    if other == "pairs" and "avx512_bf16" not in processor.get("flags", "").split():
+        pytest.skip("this processor has one kind of product")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", __file__],
+        env={**os.environ, "SPECDEC_BF16_PRODUCTS": other},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout

@@ -21,7 +21,7 @@ template <class W> struct Weights {
     vf first, second;
 };
 
-#if defined(__AVX512BF16__)
+#if defined(SPECDEC_PAIRS)
 // The same for a pair of inputs in bfloat16.
 struct Pairs {
     typedef uint32_t Input;
@@ -51,7 +51,7 @@ template <class W> using Multiplied = Weights<W>;
 
 // y = x Wᵀ, the weights in blocks of 32 outputs: [block][input][32].
 //
-// Where the processor multiplies pairs of bfloat16, bfloat16 weights lie as [block][input / 2][32][2]
+// Built to multiply pairs of bfloat16 (SPECDEC_PAIRS), bfloat16 weights lie as [block][input / 2][32][2]
 // and inputs are rounded to bfloat16 too; as Linear<W, Weights<W>> they are multiplied in float32.
 template <class W, class K = Multiplied<W>> class Linear {
    public:

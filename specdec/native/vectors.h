@@ -14,7 +14,7 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(__AVX512BF16__)
+#if defined(SPECDEC_PAIRS)
 #include <immintrin.h>
 #endif
 
