@@ -127,8 +127,13 @@ template <class W, class K = Multiplied<W>> class Linear {
 
     template <int R, int B, bool ADD>
     void tile(const Input* x, int ldx, float* y, int ldy, int block) const {
-        vf sums[R][2 * B] = {};
+        // every loop over sums unrolled, or the compiler keeps them in memory
+        vf sums[R][2 * B];
         const W* weights[B];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int i = 0; i < 2 * B; ++i) sums[r][i] = vf{};
         for (int b = 0; b < B; ++b) weights[b] = at(block + b);
         for (int k = 0; k < steps_; ++k) {
 #pragma GCC unroll 8
@@ -142,10 +147,12 @@ template <class W, class K = Multiplied<W>> class Linear {
                     w.multiply(x[size_t(r) * ldx + k], sums[r][2 * b], sums[r][2 * b + 1]);
             }
         }
+#pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
-            for (int b = 0; b < 2 * B; ++b) {
-                vf* out = reinterpret_cast<vf*>(y + size_t(r) * ldy + block * PAIR + b * LANES);
-                *out = ADD ? *out + sums[r][b] : sums[r][b];
+#pragma GCC unroll 8
+            for (int i = 0; i < 2 * B; ++i) {
+                vf* out = reinterpret_cast<vf*>(y + size_t(r) * ldy + block * PAIR + i * LANES);
+                *out = ADD ? *out + sums[r][i] : sums[r][i];
             }
     }
 
