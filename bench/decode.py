@@ -128,6 +128,7 @@ def costs(decoder: Decoder[Model], draft_length: int, repeats: int = 60) -> dict
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/default"))
+    parser.add_argument("--prophet", type=Path, help="a directory with another prophet")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32", "float64"])
     parser.add_argument("--kernels", default="auto", choices=["auto", "native", "torch"])
@@ -141,9 +142,10 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    model, prophet = load_model(options.checkpoint), load_prophet(options.checkpoint)
+    model, directory = load_model(options.checkpoint), options.prophet or options.checkpoint
+    prophet = load_prophet(directory, model_directory=options.checkpoint)
     if prophet is None:
-        print(f"error: {options.checkpoint} has no prophet", file=sys.stderr)
+        print(f"error: {directory} has no prophet", file=sys.stderr)
         return 1
     decoder = build_decoder(
         model,
@@ -159,6 +161,7 @@ def main(arguments: list[str]) -> int:
     header = {
         **machine(device),
         "checkpoint": options.checkpoint.name,
+        "prophet": prophet.config.kind,
         "dtype": options.dtype,
         "kernels": type(decoder.model).__name__,
         "exactness": "exact" if exact else "fast",

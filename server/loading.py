@@ -45,7 +45,10 @@ def load_engine(settings: Settings) -> Engine:
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     model = load_model(settings.checkpoint)
-    prophet = load_prophet(settings.checkpoint)
+    prophet_directory = settings.prophet or settings.checkpoint
+    prophet = load_prophet(prophet_directory, model_directory=settings.checkpoint)
+    if prophet is None and settings.prophet:
+        raise ValueError(f"prophet: {settings.prophet} has none: no prophet_config.json lies there")
     longest = model.config.max_position_embeddings
     context = settings.max_context or longest
     if context > longest:

@@ -56,6 +56,10 @@ class Settings(BaseSettings):
         default=Path("checkpoints/default"),
         description="directory of the model to serve, with its prophet if it has one",
     )
+    prophet: Path | None = Field(
+        default=None,
+        description="directory of another prophet for the model; the checkpoint's own if left out",
+    )
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(
         default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one"

@@ -125,14 +125,19 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> ByteLlama
     return model
 
 
-def load_prophet(directory: Path, dtype: torch.dtype = torch.float32) -> Prophet | None:
-    """The prophet for inference, as `load_model`; None where no prophet_config.json lies."""
+def load_prophet(
+    directory: Path, dtype: torch.dtype = torch.float32, *, model_directory: Path | None = None
+) -> Prophet | None:
+    """The prophet for inference, as `load_model`; None where no prophet_config.json lies.
+
+    It must fit the model of the same directory, or of `model_directory`.
+    """
     path = directory / PROPHET_CONFIG
     if not path.is_file():
         return None
     with naming(path):
         config = prophet_config(read_object(path))
-        model = read_model_config(directory)
+        model = read_model_config(model_directory or directory)
         _require_fit(config, model)
     with TensorFile(directory / PROPHET_WEIGHTS) as file:
         _require_depth(file, config.num_hidden_layers)

@@ -73,6 +73,25 @@ def test_a_budget_that_holds_no_slot_is_refused(tmp_path: Path) -> None:
         load_engine(settings(tmp_path, cache_mib=1, dtype="float64"))
 
 
+def test_a_prophet_may_lie_elsewhere(checkpoint: Path, tmp_path: Path) -> None:
+    alone, model = tmp_path / "alone", tmp_path / "model"
+    alone.mkdir()
+    for name in ("prophet_config.json", "prophet.safetensors"):
+        (checkpoint / name).rename(alone / name)
+    save_checkpoint(model, tiny_model(), None, torch.float32)
+    engine = load_engine(settings(model, prophet=alone))
+    try:
+        assert engine.info.longest_draft == 16
+    finally:
+        engine.stop()
+    with pytest.raises(ValueError, match=f"prophet: {model} has none"):
+        load_engine(settings(model, prophet=model))
+    path = alone / "prophet_config.json"
+    path.write_text(path.read_text().replace('"model_hidden_size": ', '"model_hidden_size": 1'))
+    with pytest.raises(ValueError, match=f"{path}: model_hidden_size is 1"):
+        load_engine(settings(model, prophet=alone))
+
+
 def test_a_checkpoint_without_a_prophet_serves_base(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, tiny_model(), None, torch.float32)
     engine = load_engine(settings(tmp_path, max_context=100))

@@ -59,12 +59,17 @@ def ask(url: str, seconds: float) -> httpx.Response:
     return httpx.post(f"{url}/generate", json={"prompt": str(seconds)}, timeout=30)
 
 
+def sent(url: str, seconds: float) -> http.client.HTTPConnection:
+    """A request on its way: in flight by the time that one sent after it has begun."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/generate", json.dumps({"prompt": str(seconds)}), headers)
+    return connection
+
+
 def test_what_is_begun_is_finished_before_the_process_ends() -> None:
     with served() as (process, url):
-        # sent before the stream is asked for, so that it is in flight when that has begun
-        waiting = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
-        headers = {"Content-Type": "application/json"}
-        waiting.request("POST", "/generate", b'{"prompt": "2.5"}', headers)
+        waiting = sent(url, 2.5)
         with httpx.stream(
             "POST", f"{url}/generate", json={"prompt": "2.5", "stream": True}
         ) as stream:
@@ -85,8 +90,8 @@ def test_what_is_begun_is_finished_before_the_process_ends() -> None:
 
 
 def test_what_does_not_finish_in_time_is_told_and_a_stream_too() -> None:
-    with served("--drain-seconds", "0.3") as (process, url), ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(ask, url, 60)
+    with served("--drain-seconds", "0.3") as (process, url):
+        waiting = sent(url, 60)
         with httpx.stream(
             "POST", f"{url}/generate", json={"prompt": "60", "stream": True}
         ) as stream:
@@ -96,8 +101,10 @@ def test_what_does_not_finish_in_time_is_told_and_a_stream_too() -> None:
             *_, last = [line for line in lines if line]
         error = json.loads(last.removeprefix("data: "))["error"]
         assert (error["message"], error["type"]) == ("the server is shutting down", "server_error")
-        assert answer.result().status_code == 500
-        assert error_of(answer.result())["message"] == "the server is shutting down"
+        answer = waiting.getresponse()
+        assert answer.status == 500
+        assert json.loads(answer.read())["error"]["message"] == "the server is shutting down"
+        waiting.close()
         assert process.wait(10) == 1
 
 
