@@ -98,13 +98,19 @@ template <class W, class K = Multiplied<W>> class Linear {
         // few rows: several blocks at once, or the sums would wait for one another
         if (rows == 1) {
             for (; from + 4 <= to; from += 4) tile<1, 4, ADD>(x, ldx, y, ldy, from);
+            if (to - from == 3) return tile<1, 3, ADD>(x, ldx, y, ldy, from);
+            if (to - from == 2) return tile<1, 2, ADD>(x, ldx, y, ldy, from);
         } else if (rows == 2) {
             for (; from + 2 <= to; from += 2) tile<2, 2, ADD>(x, ldx, y, ldy, from);
+        } else if (rows == 3) {
+            for (; from + 2 <= to; from += 2) tile<3, 2, ADD>(x, ldx, y, ldy, from);
         }
+        int tiles = (rows + MOST_ROWS - 1) / MOST_ROWS;  // of nearly as many rows each
         for (; from < to; ++from)
-            for (int row = 0; row < rows; row += MOST_ROWS)
-                some<ADD>(std::min(MOST_ROWS, rows - row), x + size_t(row) * ldx, ldx,
-                          y + size_t(row) * ldy, ldy, from);
+            for (int t = 0, row = 0, end; t < tiles; ++t, row = end) {
+                end = rows * (t + 1) / tiles;
+                some<ADD>(end - row, x + size_t(row) * ldx, ldx, y + size_t(row) * ldy, ldy, from);
+            }
     }
 
     template <bool ADD>

@@ -191,7 +191,11 @@ template <class W, class V> class StackOf : public Stack {
     template <int Q, int N>
     void dot(const float* const* queries, const W* keys, float scale, float* const* scores,
              int at) const {
-        vf sums[N][Q][2] = {};
+        vf sums[N][2 * Q];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n)
+#pragma GCC unroll 16
+            for (int i = 0; i < 2 * Q; ++i) sums[n][i] = vf{};
         size_t step = size_t(s_.head) * stride<W>();
         keys += at * step;
         for (int i = 0; i < s_.head; ++i) {
@@ -204,21 +208,22 @@ template <class W, class V> class StackOf : public Stack {
 #pragma GCC unroll 8
                 for (int q = 0; q < Q; ++q) {
                     float x = queries[q][i];
-                    sums[n][q][0] += first * x;
-                    sums[n][q][1] += second * x;
+                    sums[n][2 * q] += first * x;
+                    sums[n][2 * q + 1] += second * x;
                 }
             }
         }
+#pragma GCC unroll 4
         for (int n = 0; n < N; ++n)
-            for (int q = 0; q < Q; ++q)
-                for (int half = 0; half < 2; ++half)
-                    *reinterpret_cast<vf*>(scores[q] + (at + n) * PAIR + half * LANES) =
-                        sums[n][q][half] * scale;
+#pragma GCC unroll 16
+            for (int i = 0; i < 2 * Q; ++i)
+                *reinterpret_cast<vf*>(scores[i / 2] + (at + n) * PAIR + i % 2 * LANES) =
+                    sums[n][i] * scale;
     }
 
-    // Scores of `places` places to weights that are still to be divided by their sum, returned.
-    static float exponentials(float* scores, int places) {
-        int end = (places + PAIR - 1) / PAIR * PAIR;
+    // Scores of `places` places to weights that are still to be divided by their sum, returned; from
+    // there to `end`, a multiple of 32, weights of 0.
+    static float exponentials(float* scores, int places, int end) {
         for (int i = places; i < end; ++i) scores[i] = -INFINITY;
         vf best = vf{} - INFINITY, total = {};
         for (int i = 0; i < end; i += LANES) {
@@ -234,35 +239,39 @@ template <class W, class V> class StackOf : public Stack {
         return sum(total);
     }
 
-    // Values weighed for Q queries, each over its own places.
-    template <int Q>
-    void weigh(const W* values, const int* places, const float* const* weights, const float* totals,
-               float* const* outs) const {
-        int common = *std::min_element(places, places + Q), head = int(s_.head);
+    // N parts of 32 numbers, from `part` on, of values weighed for Q queries over `places` places.
+    template <int Q, int N>
+    void weigh(const W* values, int places, const float* const* weights, const float* totals,
+               float* const* outs, int part) const {
+        vf sums[Q][2 * N];
+#pragma GCC unroll 8
+        for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 8
+            for (int i = 0; i < 2 * N; ++i) sums[q][i] = vf{};
         size_t step = size_t(head_padded_) / PAIR * stride<W>();
-        for (int part = 0; part < head_padded_; part += PAIR) {
-            vf sums[Q][2] = {};
-            const W* at = values + size_t(part) / PAIR * stride<W>();
-            for (int p = 0; p < common; ++p) {
+        values += part * stride<W>();
+        for (int p = 0; p < places; ++p, values += step) {
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n) {
                 vf first, second;
-                __builtin_prefetch(at + (p + 16) * step);
-                load(at + p * step, first, second);
+                const W* here = values + n * stride<W>();
+                __builtin_prefetch(here + 16 * step);
+                load(here, first, second);
 #pragma GCC unroll 8
                 for (int q = 0; q < Q; ++q) {
-                    sums[q][0] += first * weights[q][p];
-                    sums[q][1] += second * weights[q][p];
+                    float weight = weights[q][p];
+                    sums[q][2 * n] += first * weight;
+                    sums[q][2 * n + 1] += second * weight;
                 }
             }
-            for (int q = 0; q < Q; ++q) {
-                for (int p = common; p < places[q]; ++p) {
-                    vf first, second;
-                    load(at + p * step, first, second);
-                    sums[q][0] += first * weights[q][p];
-                    sums[q][1] += second * weights[q][p];
-                }
-                for (int i = part; i < std::min(head, part + PAIR); ++i)
-                    outs[q][i] = sums[q][(i - part) / LANES][i % LANES] / totals[q];
-            }
+        }
+#pragma GCC unroll 8
+        for (int q = 0; q < Q; ++q) {
+            alignas(64) float out[N * PAIR];
+#pragma GCC unroll 8
+            for (int i = 0; i < 2 * N; ++i)
+                *reinterpret_cast<vf*>(out + i * LANES) = sums[q][i] / totals[q];
+            std::copy_n(out, std::min(N * PAIR, int(s_.head) - part * PAIR), outs[q] + part * PAIR);
         }
     }
 
@@ -276,9 +285,16 @@ template <class W, class V> class StackOf : public Stack {
         for (int q = 0; q < Q; ++q) of[q] = scores + size_t(q) * capacity_;
         int blocks = (*std::max_element(places, places + Q) + PAIR - 1) / PAIR, b = 0;
         for (; b + N <= blocks; b += N) dot<Q, N>(queries, keys, scale, of, b);
+        if constexpr (N > 2)
+            for (; b + 2 <= blocks; b += 2) dot<Q, 2>(queries, keys, scale, of, b);
         for (; b < blocks; ++b) dot<Q, 1>(queries, keys, scale, of, b);
-        for (int q = 0; q < Q; ++q) totals[q] = exponentials(of[q], places[q]);
-        weigh<Q>(values, places, of, totals, outs);
+        // beyond a query's own places weights are 0
+        for (int q = 0; q < Q; ++q) totals[q] = exponentials(of[q], places[q], blocks * PAIR);
+        int most = *std::max_element(places, places + Q), parts = head_padded_ / PAIR, part = 0;
+        for (; part + N <= parts; part += N) weigh<Q, N>(values, most, of, totals, outs, part);
+        if constexpr (N > 2)
+            for (; part + 2 <= parts; part += 2) weigh<Q, 2>(values, most, of, totals, outs, part);
+        for (; part < parts; ++part) weigh<Q, 1>(values, most, of, totals, outs, part);
     }
 
     // The queries of rows [first, first + count), all of one slot, that look at key-value head h:
