@@ -61,8 +61,9 @@ class Engine:
         self._open: set[int] = set()
         self._rounds = 0
         self._progress = time.monotonic()
-        self.flush: Callable[[], None] = lambda: None
-        """Called on the engine's thread when the events of a round have been delivered."""
+        self.flush: Callable[[bool], None] = lambda now: None
+        """Called on the engine's thread when the events of a round have been delivered, and with
+        `now` before a round that may take long."""
         self._stopping = False
         self._ended = ""
         self._ending = threading.Lock()
@@ -114,6 +115,8 @@ class Engine:
                 # the thread never sleeps while a request is in flight, so it misses no deadline
                 self._send(self._scheduler.expire(time.monotonic()))
                 plan = self._scheduler.plan(time.monotonic())
+                if plan.chunks:
+                    self.flush(True)
                 if not plan.empty:
                     self._send(self._round(plan))
                 self._progress = time.monotonic()
@@ -189,7 +192,7 @@ class Engine:
     def _send(self, deliveries: Deliveries) -> None:
         for request_id, event in deliveries:
             pass_on(self._deliver, request_id, event)
-        self.flush()
+        self.flush(False)
 
 
 def pass_on(receivers: dict[str, Deliver], request_id: str, event: Event) -> None:

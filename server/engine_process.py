@@ -1,8 +1,9 @@
 """The engine in a process of its own, behind the interface of `server.engine.Engine`.
 
 HTTP and decoding then do not take turns at one interpreter.  Submissions and cancellations go over
-a pipe; what a round gave comes back in one piece.  How the engine fares lies in shared memory, so
-that a glance costs no message and a round that hangs can be seen.
+a pipe; what a round gave comes back in one piece, and so does what some short rounds gave
+(`HOLD_S`).  How the engine fares lies in shared memory, so that a glance costs no message and a round
+that hangs can be seen.
 """
 
 import logging
@@ -13,12 +14,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 from server.engine import LONGEST_STOP_S, Deliver, Engine, pass_on
-from server.messages import EngineInfo, EngineStatus, Event, Failed, Submission
+from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission, joined
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,10 @@ Load = Callable[[Settings], Engine]
 
 GLANCE_S = 0.05
 """Seconds between two looks of the child at its engine."""
+
+HOLD_S = 0.002
+"""A message wakes three threads that take the processors from the next round: events of rounds
+shorter than this wait for one another."""
 
 _RUNNING, _ROUNDS, _PROGRESS = range(3)
 
@@ -172,7 +178,7 @@ def _run(pipe: Connection, glance: Any, settings: Settings, load: Load) -> None:
                 engine.submit(message, outbox.of(message.request_id))
     alive = engine.status().alive
     engine.stop()
-    outbox.flush()
+    outbox.flush(True)
     if alive:
         with suppress(OSError):
             pipe.send(None)
@@ -198,19 +204,37 @@ def _loaded(settings: Settings, load: Load) -> Engine | _NotLoaded:
 
 
 class _Outbox:
-    """Events on their way to the parent: those of a round in one message."""
+    """Events on their way to the parent: those of a round, or of some short ones, in one message.
+
+    A request's first event and its last do not wait.
+    """
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._events: list[tuple[str, Event]] = []
+        self._begun: set[str] = set()
+        self._urgent = False
+        self._sent = 0.0
         self._sending = threading.Lock()
 
     def of(self, request_id: str) -> Deliver:
-        return lambda event: self._events.append((request_id, event))
+        return partial(self._take, request_id)
 
-    def flush(self) -> None:
+    def _take(self, request_id: str, event: Event) -> None:
+        self._events.append((request_id, event))
+        if not isinstance(event, Progress):
+            self._begun.discard(request_id)
+            self._urgent = True
+        elif request_id not in self._begun:
+            self._begun.add(request_id)
+            self._urgent = True
+
+    def flush(self, now: bool) -> None:
+        clock = time.monotonic()
         with self._sending:
+            if not self._events or not (now or self._urgent or clock - self._sent >= HOLD_S):
+                return
             events, self._events = self._events, []
-            if events:
-                with suppress(OSError):  # the parent is gone, and soon we are
-                    self._pipe.send(events)
+            self._urgent, self._sent = False, clock
+            with suppress(OSError):  # the parent is gone, and soon we are
+                self._pipe.send(joined(events))

@@ -15,7 +15,7 @@ from starlette.types import Receive
 
 from server.errors import EngineError
 from server.mailbox import Mailbox
-from server.messages import Event, Failed, Finished, Progress
+from server.messages import Event, Failed, Finished, Progress, joined
 
 MOST_QUEUED = 256
 """Events of a choice that wait for a slow reader one by one."""
@@ -140,28 +140,3 @@ def _whole(parts: list[Progress], end: Finished) -> Finished:
         output=b"".join(part.output for part in every),
         logprobs=tuple(chain.from_iterable(part.logprobs for part in every)),
     )
-
-
-def joined(events: list[ChoiceEvent]) -> list[ChoiceEvent]:
-    """The same output with each choice's `Progress` in one piece, and the ends behind them all.
-
-    >>> joined([(7, Progress(b"a", 1.0)), (7, Progress(b"bc", 4.0))])
-    [(7, Progress(output=b'abc', seconds_per_byte=3.0, echo=False, logprobs=()))]
-    """
-    pieces: dict[int, list[Progress]] = {}
-    ends: list[ChoiceEvent] = []
-    for choice, event in events:
-        if isinstance(event, Progress):
-            pieces.setdefault(choice, []).append(event)
-        else:
-            ends.append((choice, event))
-    return [*((choice, _join(parts)) for choice, parts in pieces.items()), *ends]
-
-
-def _join(parts: list[Progress]) -> Progress:
-    if len(parts) == 1:
-        return parts[0]
-    output = b"".join(part.output for part in parts)
-    seconds = sum(part.seconds_per_byte * len(part.output) for part in parts)
-    logprobs = tuple(chain.from_iterable(part.logprobs for part in parts))
-    return Progress(output, seconds / len(output), logprobs=logprobs)

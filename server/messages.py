@@ -5,8 +5,11 @@ A `Submission` goes in; for each, any number of `Progress` come out and then exa
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
+from typing import TypeVar
 
 from specdec.logprobs import ByteLogprob
 from specdec.sampling import SamplingParams
@@ -157,3 +160,31 @@ class EngineStatus:
     """Since the last round ended or work last arrived at an idle engine."""
     alive: bool
     """The engine thread runs."""
+
+
+Of = TypeVar("Of")
+
+
+def joined(events: Iterable[tuple[Of, Event]]) -> list[tuple[Of, Event]]:
+    """The same output with the `Progress` of each in one piece, and the ends behind them all.
+
+    >>> joined([(7, Progress(b"a", 1.0)), (7, Progress(b"bc", 4.0))])
+    [(7, Progress(output=b'abc', seconds_per_byte=3.0, echo=False, logprobs=()))]
+    """
+    pieces: dict[tuple[Of, bool], list[Progress]] = {}
+    ends: list[tuple[Of, Event]] = []
+    for of, event in events:
+        if isinstance(event, Progress):
+            pieces.setdefault((of, event.echo), []).append(event)
+        else:
+            ends.append((of, event))
+    return [*((of, _join(parts)) for (of, _), parts in pieces.items()), *ends]
+
+
+def _join(parts: list[Progress]) -> Progress:
+    if len(parts) == 1:
+        return parts[0]
+    output = b"".join(part.output for part in parts)
+    seconds = sum(part.seconds_per_byte * len(part.output) for part in parts)
+    logprobs = tuple(chain.from_iterable(part.logprobs for part in parts))
+    return Progress(output, seconds / len(output), parts[0].echo, logprobs)

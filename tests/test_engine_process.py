@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_engine import finished
 from test_engine import INFO, Receiver, eventually, fake_decoder, mixed
 from test_scheduler import submission
 
 from server.engine import Engine
-from server.engine_process import EngineProcess
-from server.messages import FinishReason
+from server.engine_process import HOLD_S, EngineProcess, _Outbox
+from server.messages import Event, FinishReason, Progress
 from server.settings import Settings
 
 SETTINGS = Settings(_cli_parse_args=False, api_keys=("secret",))  # type: ignore[call-arg]
@@ -25,6 +26,47 @@ def load(settings: Settings) -> Engine:
     engine = Engine(fake_decoder(), INFO)
     engine.start()
     return engine
+
+
+class Pipe:
+    def __init__(self) -> None:
+        self.sent: list[list[tuple[str, Event]]] = []
+
+    def send(self, message: list[tuple[str, Event]]) -> None:
+        self.sent.append(message)
+
+
+def test_events_of_short_rounds_wait_for_one_another_but_the_first_and_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("server.engine_process.time.monotonic", lambda: clock[0])
+    pipe = Pipe()
+    outbox = _Outbox(pipe)  # type: ignore[arg-type]
+    deliver = outbox.of("a")
+
+    def round_of(output: bytes, now: bool = False) -> int:
+        deliver(Progress(output, 0.1))
+        outbox.flush(now)
+        return len(pipe.sent)
+
+    assert round_of(b"1") == 1
+    assert round_of(b"2") == 1
+    assert round_of(b"3", now=True) == 2
+    assert pipe.sent[1] == [("a", Progress(b"23", 0.1))]
+    assert round_of(b"4") == 2
+    clock[0] += 2 * HOLD_S
+    assert round_of(b"5") == 3
+    assert round_of(b"6") == 3
+    end = finished(6)
+    deliver(end)
+    outbox.flush(False)
+    assert pipe.sent[3] == [("a", Progress(b"6", 0.1)), ("a", end)]
+    outbox.flush(True)
+    assert len(pipe.sent) == 4
+    outbox.of("a")(Progress(b"again", 0.1))
+    outbox.flush(False)
+    assert len(pipe.sent) == 5
 
 
 class Sleepy:

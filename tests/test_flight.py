@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import server.flight
+import server.messages
 from server.errors import EngineError
-from server.flight import MOST_QUEUED, Flight, joined
-from server.messages import Event, Failed, FinishReason, Progress
+from server.flight import MOST_QUEUED, Flight
+from server.messages import Event, Failed, FinishReason, Progress, joined
 
 
 def flight(choices: int = 1, seen: list[Event] | None = None) -> Flight:
@@ -29,7 +30,9 @@ def whole(events: list[tuple[int, Event]], choice: int = 0) -> bytes:
 
 
 def test_the_worked_examples() -> None:
-    assert doctest.testmod(server.flight).failed == 0
+    result = doctest.testmod(server.messages)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_events_cross_threads_in_order() -> None:
@@ -110,6 +113,11 @@ def test_joining_keeps_every_choice_whole(pieces: list[tuple[int, bytes]]) -> No
     assert result[-1] == (1, finished(9))
     for choice in range(3):
         assert whole(result, choice) == whole(events, choice)
+
+
+def test_an_echoed_prompt_stays_apart_from_the_output() -> None:
+    echo, output = Progress(b"ab", 0.0, echo=True), Progress(b"cd", 0.5)
+    assert joined([(0, echo), (0, output)]) == [(0, echo), (0, output)]
 
 
 def test_waiting_until_a_time_collects_output_and_the_end_cuts_it_short() -> None:

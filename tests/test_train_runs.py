@@ -227,15 +227,18 @@ def test_two_processes_do_what_one_does(text: Path, tmp_path: Path) -> None:
     flags = ["--data", str(text), *TINY, "--steps", "4", "--optimizer", "adam"]
     run(*flags, "--out", tmp_path / "one")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # whatever the machine's name resolves to
+    launcher += ["--local-addr", "127.0.0.1"]
     command = [*launcher, "-m", "train", *flags, "--out", str(tmp_path / "two")]
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, *command],
         cwd=Path(__file__).parent.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
+        text=True,
         timeout=120,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
     one, two = (weights(tmp_path / name / "last.pt") for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
