@@ -87,6 +87,8 @@ template <class W> class Inputs {
     Linear<W> projection_;
 };
 
+// Committed places are written into the block's cache when they are first needed, by the pass that
+// drafts: a row that decodes plainly pays a copy of its state for them.
 template <class W> class ParallelDrafter : public Drafter {
    public:
     ParallelDrafter(Stack& stack, int slots, int model_width, const float* embedding,
@@ -94,41 +96,39 @@ template <class W> class ParallelDrafter : public Drafter {
         : stack_(stack), model_width_(model_width), width_(stack.width()),
           inputs_(model_width, width_, embedding, projection, missing, 1),
           cell_(width_, cell),
-          states_(size_t(slots) * model_width, 0.0f), kept_(states_) {}
+          states_(size_t(slots) * model_width, 0.0f), kept_(states_), pending_(slots) {}
 
     void observe(Team& team, const std::vector<Committed>& rows, const float* hidden,
                  const int64_t* tokens) override {
-        int total = 0;
-        for (const Committed& row : rows) total += row.count - row.drafted;
-        grow(total);
-        int n = 0;
+        team_ = &team;
+        full_.clear();
         for (const Committed& row : rows) {
-            for (int i = row.drafted; i < row.count; ++i, ++n) {
-                const float* from = i ? hidden + size_t(row.at + i - 1) * model_width_ : state(row.slot);
-                std::copy_n(from, model_width_, &before_[size_t(n) * model_width_]);
-                slot_[n] = row.slot;
-                place_[n] = row.start + i;
-                bytes_[n] = tokens[row.at + i];
-            }
+            Pending& pending = pending_[row.slot];
+            if (row.start == 0) pending.clear();  // what the slot held before is another text's
+            for (int i = row.drafted; i < row.count; ++i)
+                pending.add(i ? hidden + size_t(row.at + i - 1) * model_width_ : state(row.slot),
+                            model_width_, row.start + i, tokens[row.at + i]);
             std::copy_n(hidden + size_t(row.at + row.count - 1) * model_width_, model_width_,
                         state(row.slot));
+            if (pending.bytes.size() >= MOST_PENDING) full_.push_back(row.slot);
         }
-        if (!total) return;
-        team.run([&](int t) { inputs(team, t, total); });
-        stack_.remember(team, total, x_.data(), slot_.data(), place_.data());
+        write(full_);
     }
 
     void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) override {
-        int count = int(rows.size());
-        grow(count);
+        int count = int(rows.size()), total = count;
+        for (const Wanted& row : rows) total += int(pending_[row.slot].bytes.size());
+        grow(total);
         for (int r = 0; r < count; ++r) {
             std::copy_n(state(rows[r].slot), model_width_, &before_[size_t(r) * model_width_]);
             slot_[r] = rows[r].slot;
             place_[r] = rows[r].place;
             bytes_[r] = rows[r].last;
         }
-        team.run([&](int t) { inputs(team, t, count); });
-        stack_.forward(team, count, count, count, x_.data(), slot_.data(), place_.data(),
+        int n = count;
+        for (const Wanted& row : rows) n = take(row.slot, n);
+        team.run([&](int t) { inputs(team, t, total); });
+        stack_.forward(team, total, count, count, x_.data(), slot_.data(), place_.data(),
                        place_.data(), y_.data(), logits_.data());
         team.run([&](int t) {
             int threads = team.size();
@@ -151,7 +151,10 @@ template <class W> class ParallelDrafter : public Drafter {
         });
     }
 
-    void keep(int slot) override { std::copy_n(state(slot), model_width_, kept(slot)); }
+    void keep(int slot) override {
+        if (!pending_[slot].bytes.empty()) write({slot});
+        std::copy_n(state(slot), model_width_, kept(slot));
+    }
 
     void copy(int source, int target, int places) override {
         if (source != target) {
@@ -159,11 +162,55 @@ template <class W> class ParallelDrafter : public Drafter {
             std::copy_n(kept(source), model_width_, kept(target));
         }
         std::copy_n(kept(source), model_width_, state(target));
+        pending_[target].clear();
     }
 
    private:
+    static constexpr size_t MOST_PENDING = 32;  // places of a slot
+
+    // Places that the cache does not hold yet: the model's states before them, and their bytes.
+    struct Pending {
+        std::vector<float> before;
+        std::vector<int64_t> places, bytes;
+
+        void add(const float* state, int width, int64_t place, int64_t byte) {
+            before.insert(before.end(), state, state + width);
+            places.push_back(place);
+            bytes.push_back(byte);
+        }
+        void clear() {
+            before.clear();
+            places.clear();
+            bytes.clear();
+        }
+    };
+
     float* state(int64_t slot) { return &states_[size_t(slot) * model_width_]; }
     float* kept(int64_t slot) { return &kept_[size_t(slot) * model_width_]; }
+
+    // The pending places of a slot as rows from `n` on; where the next row is.
+    int take(int64_t slot, int n) {
+        Pending& pending = pending_[slot];
+        std::copy(pending.before.begin(), pending.before.end(), &before_[size_t(n) * model_width_]);
+        for (size_t i = 0; i < pending.bytes.size(); ++i, ++n) {
+            slot_[n] = slot;
+            place_[n] = pending.places[i];
+            bytes_[n] = pending.bytes[i];
+        }
+        pending.clear();
+        return n;
+    }
+
+    // Writes the pending places of these slots into the cache.
+    void write(const std::vector<int64_t>& slots) {
+        int total = 0, n = 0;
+        for (int64_t slot : slots) total += int(pending_[slot].bytes.size());
+        if (!total) return;
+        grow(total);
+        for (int64_t slot : slots) n = take(slot, n);
+        team_->run([&](int t) { inputs(*team_, t, total); });
+        stack_.remember(*team_, total, x_.data(), slot_.data(), place_.data());
+    }
 
     // The block's inputs x [rows, P] from states before and bytes.
     void inputs(Team& team, int t, int rows) {
@@ -196,8 +243,10 @@ template <class W> class ParallelDrafter : public Drafter {
     Inputs<W> inputs_;
     Cell<W> cell_;
     std::vector<float> states_, kept_;  // the model's at each slot's last place
+    std::vector<Pending> pending_;
     std::vector<float> before_, x_, y_, logits_, products_;
-    std::vector<int64_t> slot_, place_, bytes_;
+    std::vector<int64_t> slot_, place_, bytes_, full_;
+    Team* team_ = nullptr;
 };
 
 template <class W> class AutoregressiveDrafter : public Drafter {
