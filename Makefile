@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: install serve test test-all check clean
+.PHONY: install serve test test-all ops-tools check clean
 
 install: $(VENV)/.installed
 
@@ -23,8 +23,11 @@ serve: install
 test: install
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: install
+test-all: install ops-tools
 	$(BIN)/python -m pytest $(ARGS)
+
+ops-tools: install
+	bash tests/ops_tools.sh $(VENV)/ops
 
 check: install
 	$(BIN)/ruff format --check .

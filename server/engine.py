@@ -5,6 +5,7 @@ Which rows do what is the scheduler's; what a round is, the decoder's.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 
 from server.draft_lengths import DraftLengths, RoundCosts
+from server.ledger import Figures, Ledger
+from server.memory import gpu_memory
 from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
 from server.scheduler import Deliveries, Plan, Scheduler
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
@@ -58,6 +61,7 @@ class Engine:
         self._decoder = decoder
         lengths = DraftLengths(costs, info.longest_draft) if costs else None
         self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK, lengths)
+        self._ledger = Ledger(costs)
         self._inbox: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
         self._deliver: dict[str, Deliver] = {}
         self._open: set[int] = set()
@@ -109,6 +113,11 @@ class Engine:
             failures=self._failures,
             alive=self._thread.is_alive(),
         )
+
+    def figures(self) -> Figures:
+        """What rounds took and gave; always from the same thread."""
+        decoder = self._decoder
+        return self._ledger.figures(decoder.places_held, gpu_memory(decoder.device), os.getpid())
 
     def _run(self) -> None:
         reason = "the engine has died"
@@ -189,6 +198,9 @@ class Engine:
             return refused + self._scheduler.fail([*forked, *drafts, *chunks], message)
         done = Plan(drafts=drafts, chunks=chunks)
         now = time.monotonic()
+        if drafts or chunks:
+            spent = self._decoder.seconds
+            self._ledger.enter(results, plan.chosen, bool(chunks), now - began, spent)
         return refused + self._scheduler.apply(done, results, now, now - began)
 
     def _excuse(self, error: Exception) -> str:

@@ -3,7 +3,7 @@
 HTTP and decoding then do not take turns at one interpreter.  Submissions and cancellations go over
 a pipe; what a round gave comes back in one piece, and so does what some short rounds gave
 (`HOLD_S`).  How the engine fares lies in shared memory, so that a glance costs no message and a
-round that hangs can be seen.
+round that hangs can be seen; what rounds took and gave comes every second.
 """
 
 import logging
@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from server.engine import LONGEST_STOP_S, Deliver, Engine, pass_on
+from server.ledger import Figures
 from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission, joined
 from server.settings import Settings
 
@@ -34,6 +35,9 @@ GLANCE_S = 0.05
 HOLD_S = 0.002
 """A message wakes three threads that take the processors from the next round: events of rounds
 shorter than this wait for one another."""
+
+FIGURES_S = 1.0
+"""Seconds between two messages of what rounds took and gave."""
 
 _RUNNING, _ROUNDS, _PROGRESS, _FAILURES = range(4)
 
@@ -61,6 +65,7 @@ class EngineProcess:
         self._changing = threading.Lock()
         self._arrived = time.monotonic()
         self._ended = ""
+        self._figures = Figures()
         self._process = context.Process(
             target=_run, args=(theirs, self._glance, settings, load), name="engine", daemon=True
         )
@@ -127,6 +132,10 @@ class EngineProcess:
             failures=int(self._glance[_FAILURES]),
         )
 
+    def figures(self) -> Figures:
+        """What rounds took and gave, as of a second ago at most."""
+        return self._figures
+
     def _write(self) -> None:
         """On a thread of its own: the pipe of a process that does not read fills up, and blocks."""
         with suppress(OSError):  # a process that is gone is the reader's to tell
@@ -139,9 +148,12 @@ class EngineProcess:
         stopped = False
         with suppress(EOFError, OSError):
             while True:
-                message: list[tuple[str, Event]] | None = self._pipe.recv()
+                message: list[tuple[str, Event]] | Figures | None = self._pipe.recv()
                 if message is None:
                     stopped = True
+                    continue
+                if isinstance(message, Figures):
+                    self._figures = message
                     continue
                 for request_id, event in message:
                     pass_on(self._deliver, request_id, event)
@@ -168,6 +180,7 @@ def _run(pipe: Connection, glance: Any, settings: Settings, load: Load) -> None:
     engine, outbox = loaded, _Outbox(pipe)
     engine.flush = outbox.flush
     pipe.send(engine.info)
+    told = 0.0
     with suppress(EOFError, OSError):
         while True:
             status = engine.status()
@@ -176,6 +189,9 @@ def _run(pipe: Connection, glance: Any, settings: Settings, load: Load) -> None:
             glance[_PROGRESS] = time.monotonic() - status.seconds_since_progress
             if not status.alive:
                 break
+            if time.monotonic() - told >= FIGURES_S:
+                outbox.tell(engine.figures())
+                told = time.monotonic()
             if not pipe.poll(GLANCE_S):
                 continue
             message: Submission | str | None = pipe.recv()
@@ -237,6 +253,10 @@ class _Outbox:
         elif request_id not in self._begun:
             self._begun.add(request_id)
             self._urgent = True
+
+    def tell(self, figures: Figures) -> None:
+        with self._sending, suppress(OSError):
+            self._pipe.send(figures)
 
     def flush(self, now: bool) -> None:
         clock = time.monotonic()

@@ -35,13 +35,14 @@ Deliveries = list[tuple[str, Event]]
 @dataclass(frozen=True)
 class Plan:
     """One round: slots to free, rows to open in slots, slots that take over what another has
-    consumed (slot, source), drafts and prompt bytes by slot."""
+    consumed (slot, source), drafts and prompt bytes by slot; of the drafts, those `chosen` here."""
 
     close: tuple[int, ...] = ()
     open: tuple[tuple[int, Submission], ...] = ()
     forks: tuple[tuple[int, int], ...] = ()
     drafts: Mapping[int, int] = field(default_factory=dict)
     chunks: Mapping[int, int] = field(default_factory=dict)
+    chosen: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
@@ -232,6 +233,7 @@ class Scheduler:
             self._running[slot] = self._last[slot] = row
             opening.append((slot, row.submission))
         forks, drafts, chunks, budget = [], {}, {}, self._chunk
+        chosen: dict[int, int] = {}
         # dictionaries keep the order of admission: the first to come prefills first
         for slot, row in self._running.items():
             if row.leader is not None:
@@ -252,8 +254,9 @@ class Scheduler:
                     self._lengths.enter(slot, row.submission.draft_length)
         if self._lengths:
             fixed = [n for slot, n in drafts.items() if not self._running[slot].decides]
-            drafts.update(self._lengths.plan(fixed))
-        return Plan(closing, tuple(opening), tuple(forks), drafts, chunks)
+            chosen = self._lengths.plan(fixed)
+            drafts.update(chosen)
+        return Plan(closing, tuple(opening), tuple(forks), drafts, chunks, chosen)
 
     def _find_leader(self, row: _Row, free: list[int]) -> int:
         """Decides from whom a row takes over its prompt, if from anyone; returns its slot.

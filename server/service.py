@@ -14,6 +14,7 @@ from typing import Protocol
 from server.admission import Admission
 from server.errors import Duplicate, Unavailable
 from server.flight import Flight
+from server.ledger import Figures
 from server.mailbox import Mailbox
 from server.messages import EngineInfo, EngineStatus, Event, Progress, Submission
 from server.metrics import Metrics, RequestMeter
@@ -38,6 +39,9 @@ class EngineLike(Protocol):
 
     def status(self) -> EngineStatus: ...
 
+    def figures(self) -> Figures:
+        """What rounds took and gave; always from the same thread."""
+
     def stop(self) -> None:
         """Ends whatever is in flight and the engine's thread."""
 
@@ -50,7 +54,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.max_waiting)
         self.draining = False
         self.loaded_at = 0
         """Unix time."""
@@ -81,7 +85,7 @@ class Service:
             self._failed = True
             logger.exception("cannot serve %s", self.settings.checkpoint)
         else:
-            self.metrics.watch(engine.info, engine.status)
+            self.metrics.watch(engine.info, engine.status, engine.figures)
             self.loaded_at = int(time.time())
             self._engine = engine
 

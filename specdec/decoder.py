@@ -13,7 +13,7 @@ import torch
 from specdec.attention import LONGEST_SPAN
 from specdec.drafter import SlotDrafter
 from specdec.logprobs import ByteLogprob
-from specdec.round import Decode, Prefill, Round, RowResult, RunRound, SlotModel
+from specdec.round import Decode, Prefill, Round, RowResult, RunRound, Seconds, SlotModel
 from specdec.sampling import Features, SamplingParams
 from specdec.state import SlotState
 from specdec.torch_round import run_round
@@ -67,6 +67,8 @@ class Decoder(Generic[Model]):
         self._rows: list[_Row | None] = [None] * slots
         self._held: list[_Held | None] = [None] * slots
         """What prompt each slot's cache begins with, whether or not a row is there."""
+        self.seconds = Seconds()
+        """Where the last round's time went."""
 
     def open(self, slot: int, job: Job) -> None:
         """Takes a job into a free slot.  ValueError where it cannot fit."""
@@ -119,6 +121,11 @@ class Decoder(Generic[Model]):
         row.consumed = held.consumed
         self._held[slot] = _Held(held.prompt, held.consumed, row.watched)
 
+    @property
+    def places_held(self) -> int:
+        """Places of the cache that hold something, in all slots; may be asked from any thread."""
+        return sum(row.held for row in self._rows if row is not None)
+
     def to_prefill(self, slot: int) -> int:
         """Prompt bytes that the slot must consume before it decodes (the last is a round's)."""
         row = self._row(slot)
@@ -138,6 +145,7 @@ class Decoder(Generic[Model]):
         self._refill_noise(decodes)
         work = Round(tuple(decodes), tuple(prefills))
         done = self._run_round(self.model, self.drafter, self.state, work)
+        self.seconds = done.seconds
         results: dict[int, RowResult] = {}
         for decode, result in zip(decodes, done.decodes, strict=True):
             self._row(decode.slot).length += len(result.output)
@@ -214,6 +222,11 @@ class _Row:
         self.consumed = 0
         self.watched = job.draft_length > 0
         """Whether the drafter is told of it: a row that never drafts need not pay for that."""
+
+    @property
+    def held(self) -> int:
+        """Places of the cache that it has filled."""
+        return self.consumed + self.length - (len(self.job.prompt) - 1)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from specdec.native_stack import NativeModel, NativeStack, plain
 from specdec.packed import SLACK
 from specdec.parallel_prophet import ParallelProphet
 from specdec.prophet import Prophet
-from specdec.round import Prefill, Round, RoundResult, RowResult
+from specdec.round import Prefill, Round, RoundResult, RowResult, Seconds
 from specdec.state import NOISE_AHEAD, SlotState
 
 
@@ -102,7 +102,7 @@ class _Round(ctypes.Structure):
         *((f"prefill_{name}", ctypes.c_void_p) for name in ("slot", "start", "size")),
         *((f"prefill_{name}", ctypes.c_void_p) for name in ("scored", "watched")),
         *((name, ctypes.c_void_p) for name in ("prompt", "tokens", "count", "accepted", "ended")),
-        ("logits", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("logits", "seconds")),
     ]
 
 
@@ -125,6 +125,8 @@ class _Buffers:
             self._arrays[name] = np.zeros(shape, np.int64 if name in _INTEGERS else np.uint8)
             setattr(self.round, name, self._arrays[name].ctypes.data)
         self.logits = torch.empty(0, VOCAB_SIZE)
+        self.seconds = np.zeros(3)
+        self.round.seconds = self.seconds.ctypes.data
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self._arrays[name]
@@ -179,7 +181,8 @@ def run_native_round(
             logprobs = _records(buffers.logits[at:], prefill.following, prefill.alternatives)
         scored[prefill.slot] = RowResult(b"", 0, 0, ended=False, logprobs=logprobs)
         at += len(prefill.text)
-    return RoundResult(tuple(results), tuple(scored[p.slot] for p in work.prefills))
+    spent = Seconds(*buffers.seconds.tolist())
+    return RoundResult(tuple(results), tuple(scored[p.slot] for p in work.prefills), spent)
 
 
 def _describe(buffers: _Buffers, prefills: Sequence[Prefill]) -> npt.NDArray[np.uint8]:

@@ -12,8 +12,8 @@ one call of the compiled core.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -86,12 +86,21 @@ class RowResult:
     logprobs: tuple[ByteLogprob, ...] = ()
 
 
+class Seconds(NamedTuple):
+    """Where a round's time went: drafts, the pass of the model, and all from the byte rule on."""
+
+    draft: float = 0.0
+    verify: float = 0.0
+    accept: float = 0.0
+
+
 @dataclass(frozen=True)
 class RoundResult:
     """For each row, in order; of a prefill that is not scored nothing is told."""
 
     decodes: tuple[RowResult, ...]
     prefills: tuple[RowResult, ...]
+    seconds: Seconds = field(default_factory=Seconds)
 
 
 RunRound = Callable[[Any, Any, SlotState, Round], RoundResult]

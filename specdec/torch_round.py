@@ -16,10 +16,11 @@ from torch import Tensor
 from specdec.config import VOCAB_SIZE
 from specdec.drafter import Drafter
 from specdec.logprobs import ByteLogprob, Logprobs, logprobs_of
-from specdec.round import Decode, Prefill, Round, RoundResult, RowResult, SlotModel
+from specdec.round import Decode, Prefill, Round, RoundResult, RowResult, Seconds, SlotModel
 from specdec.rule import Group, TorchRule
 from specdec.sampling import Features
 from specdec.state import SlotState
+from specdec.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def run_round(
     model: SlotModel, drafter: Drafter | None, state: SlotState, work: Round
 ) -> RoundResult:
     """See `specdec.round.RunRound`."""
+    watch = Stopwatch(state.device)
     # those that are watched first in each group: the drafter takes a slice
     ordered = sorted(work.decodes, key=lambda row: (row.drafts, not row.watched))
     members = [list(rows) for _, rows in groupby(ordered, key=lambda row: row.drafts)]
@@ -78,6 +80,7 @@ def run_round(
         slots.append(group.slots.repeat_interleave(group.width))
         ahead = torch.arange(group.width, device=last.device)
         position.append((rule.length[:, None] + ahead).flatten())
+    watch.lap()
     for prefill in work.prefills:
         text = torch.tensor(list(prefill.text), device=state.device)
         tokens.append(text)
@@ -87,6 +90,7 @@ def run_round(
     widths += [(1, len(prefill.text)) for prefill in work.prefills]
     place = torch.cat(position)
     hidden, logits = model.forward(torch.cat(tokens), torch.cat(slots), place, place, tuple(widths))
+    watch.lap()
 
     emitted: list[Emitted] = []
     row = 0
@@ -125,12 +129,14 @@ def run_round(
                 consumed.new_full((1,), n) for n in (prefill.slot, prefill.start, len(consumed))
             )
             drafter.observe(slot, start, hidden[rows][None], consumed[None], advance)
+    watch.lap()
     results: dict[int, RowResult] = {}
     for rows_of, group_result in zip(members, emitted, strict=True):
         results.update(_results(rows_of, group_result))
     return RoundResult(
         tuple(results[row.slot] for row in work.decodes),
         tuple(_scored(*pair) for pair in zip(work.prefills, scored, strict=True)),
+        Seconds(*watch.laps()),
     )
 
 

@@ -11,6 +11,7 @@ import httpx
 from fastapi import FastAPI
 
 from server.app import create_app
+from server.ledger import Figures
 from server.messages import (
     EngineInfo,
     EngineStatus,
@@ -72,6 +73,7 @@ class FakeEngine:
     def __init__(self, script: Script | None = None, **info: Any) -> None:
         self.info = replace(INFO, **info)
         self.now = STATUS
+        self.told = Figures()
         self.stopped = False
         self.submissions: list[Submission] = []
         self.cancelled: list[str] = []
@@ -99,6 +101,9 @@ class FakeEngine:
 
     def status(self) -> EngineStatus:
         return self.now
+
+    def figures(self) -> Figures:
+        return self.told
 
     def stop(self) -> None:
         self.stopped = True

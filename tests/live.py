@@ -37,10 +37,13 @@ def free_port() -> int:
 
 
 def wait_for(
-    url: str, trust: ssl.SSLContext | bool = True, alive: Callable[[], bool] = lambda: True
+    url: str,
+    trust: ssl.SSLContext | bool = True,
+    alive: Callable[[], bool] = lambda: True,
+    seconds: float = 60,
 ) -> None:
     """Until the server is ready."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and alive():
         try:
             if httpx.get(f"{url}/ready", verify=trust).status_code == 200:

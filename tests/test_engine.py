@@ -1,5 +1,6 @@
 """The engine thread: mixed batches, cancellation, a failing round, a hanging one, a clean stop."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from fakes import FakeDrafter, HashModel, sometimes_right
 from test_scheduler import submission
 from tiny import CPU, tiny_decoder
 
+from server.draft_lengths import RoundCosts
 from server.engine import Engine
 from server.messages import (
     EngineInfo,
@@ -21,6 +23,7 @@ from server.messages import (
     Failed,
     Finished,
     FinishReason,
+    Mode,
     Progress,
     Submission,
 )
@@ -367,3 +370,31 @@ def test_ignoring_the_end_goes_on_behind_it() -> None:
         assert ending.finished().reason is FinishReason.STOP
         assert going_on.finished().reason is FinishReason.LENGTH
         assert going_on.output.startswith(ending.output + b"\x00")
+
+
+def test_what_rounds_took_is_told() -> None:
+    costs = RoundCosts({(1, 0): 1e-3, (1, 4): 2e-3, (4, 0): 2e-3, (4, 4): 4e-3})
+    engine = Engine(fake_decoder(), INFO, costs)
+    engine.start()
+    try:
+        receiver = Receiver()
+        asked = replace(mixed(0), max_tokens=60, mode=Mode.AUTO, draft_length=4, eos=None, stops=())
+        engine.submit(asked, receiver)
+        assert receiver.begun.wait(20)
+        held = engine.figures().places_held
+        end = receiver.finished()
+        assert eventually(lambda: engine.status().idle)
+        figures = engine.figures()
+    finally:
+        engine.stop()
+    assert 0 < held <= len(asked.prompt) + 60
+    assert sum(figures.draft_lengths) == end.speculation.rounds
+    passes = {phase: sum(tally.counts) for phase, tally in figures.phases.items()}
+    assert passes["verify"] == end.speculation.rounds
+    assert passes["draft"] == end.speculation.drafts
+    assert passes["prefill"] == (len(asked.prompt) > 1)
+    assert passes["host"] == passes["accept"] == passes["verify"] + passes["prefill"]
+    assert 0 < figures.phases["verify"].total < figures.decode_s
+    assert figures.base_s > 0
+    assert figures.gpu is None
+    assert figures.pid == os.getpid()

@@ -135,6 +135,18 @@ def test_it_answers_as_an_engine_beside_would() -> None:
     assert late.failed() == "the server is shutting down"
 
 
+def test_what_rounds_took_is_told_from_the_other_process() -> None:
+    process = EngineProcess(SETTINGS, load)
+    try:
+        receiver = Receiver()
+        process.submit(mixed(0), receiver)
+        rounds = receiver.finished().speculation.rounds
+        assert eventually(lambda: sum(process.figures().phases["verify"].counts) == rounds)
+        assert process.figures().pid == process.pid
+    finally:
+        process.stop()
+
+
 def test_a_request_is_cancelled_and_its_id_can_be_used_again() -> None:
     engine = EngineProcess(SETTINGS, load_sleepy)
     try:

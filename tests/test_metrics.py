@@ -1,5 +1,6 @@
 """What Prometheus sees."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -7,7 +8,10 @@ import pytest
 from fake_engine import STATUS, TIMING, Client, FakeEngine, finished, say
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.ledger import BOUNDS, PHASES, Figures
+from server.memory import GpuMemory
 from server.messages import Event, Failed, FinishReason, Progress
+from server.tally import Tally
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -16,11 +20,19 @@ def scrape(client: Client) -> Samples:
     response = client.get("/metrics")
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain; version=")
-    return {
-        (sample.name.removeprefix("specdec_"), frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(response.text)
-        for sample in family.samples
-    }
+    return samples_in(response.text)
+
+
+def samples_in(text: str) -> Samples:
+    """Without the prefix and the model's name, which every series bears once it is loaded."""
+    samples: Samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("specdec_") and "_process_" not in sample.name:
+                assert sample.labels.pop("model_name")
+            labels = frozenset(sample.labels.items())
+            samples[sample.name.removeprefix("specdec_"), labels] = sample.value
+    return samples
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:
@@ -31,26 +43,40 @@ def test_names_are_those_that_dashboards_know() -> None:
     with Client(FakeEngine(say())) as client:
         text = client.get("/metrics").text
     kinds = dict(line.split()[2:] for line in text.splitlines() if line.startswith("# TYPE"))
-    created = {name for name in kinds if name.endswith("_created")}
-    assert {name: kind for name, kind in kinds.items() if name not in created} == {
+    process = {name for name in kinds if "process_" in name}
+    assert {name: kind for name, kind in kinds.items() if name not in process} == {
         "specdec_request_success_total": "counter",
         "specdec_request_rejected_total": "counter",
+        "specdec_request_rounds_total": "counter",
         "specdec_prompt_tokens_total": "counter",
         "specdec_generation_tokens_total": "counter",
         "specdec_spec_decode_num_drafts_total": "counter",
         "specdec_spec_decode_num_draft_tokens_total": "counter",
         "specdec_spec_decode_num_accepted_tokens_total": "counter",
         "specdec_spec_decode_num_accepted_tokens_per_pos_total": "counter",
+        "specdec_rounds_total": "counter",
+        "specdec_decode_round_seconds_total": "counter",
+        "specdec_decode_base_seconds_total": "counter",
+        "specdec_auto_draft_length_total": "counter",
         "specdec_time_to_first_token_seconds": "histogram",
         "specdec_inter_token_latency_seconds": "histogram",
         "specdec_e2e_request_latency_seconds": "histogram",
         "specdec_request_queue_time_seconds": "histogram",
         "specdec_request_prefill_time_seconds": "histogram",
         "specdec_request_decode_time_seconds": "histogram",
+        "specdec_round_phase_seconds": "histogram",
         "specdec_num_requests_running": "gauge",
         "specdec_num_requests_waiting": "gauge",
+        "specdec_num_requests_waiting_max": "gauge",
+        "specdec_num_slots": "gauge",
         "specdec_kv_cache_usage_perc": "gauge",
+        "specdec_kv_cache_tokens": "gauge",
+        "specdec_kv_cache_tokens_max": "gauge",
+        "specdec_kv_cache_bytes": "gauge",
+        "specdec_engine_up": "gauge",
+        "specdec_engine_seconds_since_progress": "gauge",
         "specdec_model_info": "gauge",
+        "specdec_build_info": "gauge",
         "specdec_exactness": "gauge",
     }
 
@@ -63,11 +89,11 @@ def test_a_speculative_request() -> None:
     assert value(samples, "request_success_total", finished_reason="stop", **mode) == 1
     assert value(samples, "prompt_tokens_total") == 2
     assert value(samples, "generation_tokens_total", **mode) == 5
-    assert value(samples, "spec_decode_num_drafts_total") == 2
-    assert value(samples, "spec_decode_num_draft_tokens_total") == 8
-    assert value(samples, "spec_decode_num_accepted_tokens_total") == 3
+    assert value(samples, "spec_decode_num_drafts_total", **mode) == 2
+    assert value(samples, "spec_decode_num_draft_tokens_total", **mode) == 8
+    assert value(samples, "spec_decode_num_accepted_tokens_total", **mode) == 3
     per_position = [
-        value(samples, "spec_decode_num_accepted_tokens_per_pos_total", position=str(i))
+        value(samples, "spec_decode_num_accepted_tokens_per_pos_total", position=str(i), **mode)
         for i in range(4)
     ]
     assert per_position == [2, 1, 0, 0]
@@ -95,7 +121,8 @@ def test_a_base_request_drafts_nothing() -> None:
     assert value(samples, "request_success_total", finished_reason="length", mode="base") == 1
     assert value(samples, "generation_tokens_total", mode="base") == 3
     assert value(samples, "generation_tokens_total", mode="speculative") == 0
-    assert value(samples, "spec_decode_num_drafts_total") == 0
+    assert value(samples, "request_rounds_total", mode="base") == 2
+    assert value(samples, "spec_decode_num_drafts_total", mode="speculative") == 0
 
 
 def test_an_output_that_comes_at_once_has_a_first_byte() -> None:
@@ -146,14 +173,19 @@ def test_the_engine_is_looked_at_for_each_scrape() -> None:
     engine = FakeEngine(say())
     with Client(engine) as client:
         assert value(scrape(client), "num_requests_running") == 0
-        engine.now = replace(STATUS, running=3, waiting=7)
+        engine.now = replace(STATUS, running=3, waiting=7, rounds=11)
         samples = scrape(client)
+        engine.now = replace(STATUS, running=1, idle=False, seconds_since_progress=40.0)
+        assert value(scrape(client), "engine_seconds_since_progress") == 40
     assert value(samples, "num_requests_running") == 3
+    assert value(samples, "rounds_total") == 11
     assert value(samples, "num_requests_waiting") == 7
     assert value(samples, "kv_cache_usage_perc") == 0.75
     assert value(samples, "exactness", grade="exact") == 1
+    assert value(samples, "kv_cache_tokens_max") == 4 * 64
+    assert value(samples, "engine_up") == 1
+    assert value(samples, "engine_seconds_since_progress") == 0
     (labels,) = (dict(labels) for name, labels in samples if name == "model_info")
-    assert labels["model_name"] == "fake"
     assert (labels["device"], labels["dtype"]) == ("cpu", "float32")
 
 
@@ -164,3 +196,40 @@ def test_bytes_are_counted_as_they_come() -> None:
         samples = scrape(client)
     bucket = value(samples, "inter_token_latency_seconds_bucket", le="5e-05", mode="base")
     assert (bucket, value(samples, "generation_tokens_total", mode="base")) == (2, 2)
+
+
+def test_what_rounds_took_and_gave() -> None:
+    phases = {phase: Tally(BOUNDS) for phase in PHASES}
+    phases["verify"].observe(0.0004, 2)
+    phases["draft"].observe(7.0)
+    engine = FakeEngine(say())
+    engine.told = Figures(
+        phases, (5, 0, 2) + (0,) * 14, 2.0, 3.0, 17, GpuMemory(1, 2, 3, 4), os.getpid()
+    )
+    with Client(engine) as client:
+        samples = scrape(client)
+    assert value(samples, "decode_round_seconds_total") == 2
+    assert value(samples, "decode_base_seconds_total") == 3
+    assert value(samples, "kv_cache_tokens") == 17
+    assert value(samples, "auto_draft_length_total", length="2") == 2
+    kinds = {kind: value(samples, "gpu_memory_bytes", kind=kind) for kind in ("used", "total")}
+    assert kinds == {"used": 3, "total": 4}
+    name = "round_phase_seconds"
+    assert value(samples, f"{name}_bucket", phase="verify", le="0.0002") == 0
+    assert value(samples, f"{name}_bucket", phase="verify", le="0.0005") == 2
+    assert value(samples, f"{name}_count", phase="verify") == 2
+    assert value(samples, f"{name}_sum", phase="verify") == pytest.approx(0.0008)
+    assert value(samples, f"{name}_bucket", phase="draft", le="1.0") == 0
+    assert value(samples, f"{name}_bucket", phase="draft", le="+Inf") == 1
+
+
+def test_memory_of_both_processes() -> None:
+    engine = FakeEngine(say())
+    own, its = "process_resident_memory_bytes", "engine_process_resident_memory_bytes"
+    with Client(engine) as client:
+        engine.told = Figures(pid=os.getpid())
+        samples = scrape(client)
+        assert value(samples, own) > 1e6
+        assert (its, frozenset()) not in samples  # a thread of this one
+        engine.told = Figures(pid=os.getppid())
+        assert value(scrape(client), its) > 0

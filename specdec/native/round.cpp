@@ -4,6 +4,7 @@
 // `specdec.native_round` owns the memory's life.
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -27,6 +28,7 @@ struct Round {
     int64_t *count, *accepted;
     uint8_t* ended;
     float* logits;  // [rows' places, then scored prompt bytes, 256]
+    double* seconds;  // [3]: spent drafting, in the pass, and on what follows it
 };
 
 constexpr int LONGEST = 16;  // config.LONGEST_DRAFT
@@ -37,9 +39,11 @@ class Model {
         : stack_(stack), embedding_(embedding, embedding + size_t(256) * stack.width()) {}
 
     void run(Team& team, Drafter* drafter, const SpecdecSlots& slots, const Round& round) {
+        auto began = Clock::now();
         int rows = int(round.rows);
         drafts_.assign(size_t(rows) * LONGEST, 0);
         draft(team, drafter, slots, round);
+        auto drafted = Clock::now();
         tokens_.clear();
         slot_.clear();
         place_.clear();
@@ -66,6 +70,7 @@ class Model {
             std::copy_n(&embedding_[tokens_[n] * width], width, &x_[size_t(n) * width]);
         stack_.forward(team, all, finished, scored, x_.data(), slot_.data(), place_.data(),
                        place_.data(), hidden_.data(), round.logits);
+        auto passed = Clock::now();
         if (judged) team.run([&](int t) { judge(t, team.size(), slots, round, judged); });
         committed_.clear();
         for (int r = 0; r < rows; ++r) accept(slots, round, r);
@@ -79,9 +84,15 @@ class Model {
         }
         if (drafter && !committed_.empty())
             drafter->observe(team, committed_, hidden_.data(), tokens_.data());
+        round.seconds[0] = Seconds(drafted - began).count();
+        round.seconds[1] = Seconds(passed - drafted).count();
+        round.seconds[2] = Seconds(Clock::now() - passed).count();
     }
 
    private:
+    using Clock = std::chrono::steady_clock;
+    using Seconds = std::chrono::duration<double>;
+
     void add(int64_t slot, int64_t place, int64_t token) {
         slot_.push_back(slot);
         place_.push_back(place);

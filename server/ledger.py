@@ -1,0 +1,106 @@
+"""What rounds took and gave, added up where they happen.
+
+A round may be over in 0.3 ms, so entering one costs a few list operations and what can wait for a
+reader does.  Plain Python, no clock, no tensors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from server.draft_lengths import RoundCosts
+from server.memory import GpuMemory
+from server.tally import Tally, buckets
+from specdec.config import LONGEST_DRAFT
+from specdec.round import RowResult, Seconds
+
+PHASES = ("draft", "verify", "prefill", "accept", "host")
+"""Parts of a round: drafting; the pass of the model, called prefill where it consumes prompt; all
+from the byte rule on; what the host adds."""
+
+BOUNDS = buckets(10e-6, 1.0)
+
+
+def _tallies() -> dict[str, Tally]:
+    return {phase: Tally(BOUNDS) for phase in PHASES}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Totals since start, and what is held at the moment.
+
+    `draft_lengths` counts the rounds of rows in mode auto by the length chosen.  `decode_s` is what
+    rounds took that only decoded, `base_s` what the same bytes would have by plain rounds, as
+    estimated from measured costs; both 0 where costs were not measured.
+    """
+
+    phases: Mapping[str, Tally] = field(default_factory=_tallies)
+    draft_lengths: tuple[int, ...] = (0,) * (LONGEST_DRAFT + 1)
+    decode_s: float = 0.0
+    base_s: float = 0.0
+    places_held: int = 0
+    """Of all slots' caches."""
+    gpu: GpuMemory | None = None
+    pid: int | None = None
+    """The engine's process."""
+
+
+class Ledger:
+    """One engine's rounds."""
+
+    def __init__(self, costs: RoundCosts | None) -> None:
+        self._costs = costs
+        self._phases = _tallies()
+        self._draft, self._verify, self._prefill, self._accept, self._host = self._phases.values()
+        self._lengths = [0] * (LONGEST_DRAFT + 1)
+        self._decode_s = self._base_s = 0.0
+        self._bytes: dict[int, int] = {}
+        """Output by the number of rows that decoded beside one another."""
+        self._priced: dict[int, int] = {}
+
+    def enter(
+        self,
+        results: Mapping[int, RowResult],
+        chosen: Mapping[int, int],
+        consumes: bool,
+        seconds: float,
+        spent: Seconds,
+    ) -> None:
+        """A round took `seconds` on the host's clock, of which so many were `spent` on its parts.
+
+        `chosen` are the draft lengths of rows that left them open; `consumes` tells that some rows
+        consumed prompt.
+        """
+        size = drafted = 0
+        for result in results.values():
+            size += len(result.output)
+            drafted += result.drafted
+        draft, verify, accept = spent
+        if verify:
+            (self._prefill if consumes else self._verify).observe(verify)
+            self._accept.observe(accept)
+            self._host.observe(max(0.0, seconds - draft - verify - accept))
+            if drafted:
+                self._draft.observe(draft)
+        for length in chosen.values():
+            self._lengths[length] += 1
+        if self._costs and not consumes:
+            self._decode_s += seconds
+            rows = len(results)
+            self._bytes[rows] = self._bytes.get(rows, 0) + size
+
+    def figures(self, places_held: int, gpu: GpuMemory | None, pid: int) -> Figures:
+        """From any thread, but always the same: prices what has come since the last call."""
+        if self._costs:
+            for rows, size in self._bytes.copy().items():
+                fresh = size - self._priced.get(rows, 0)
+                self._base_s += fresh / rows * self._costs.seconds(rows, 0)
+                self._priced[rows] = size
+        return Figures(
+            {phase: tally.snapshot() for phase, tally in self._phases.items()},
+            tuple(self._lengths),
+            self._decode_s,
+            self._base_s,
+            places_held,
+            gpu,
+            pid,
+        )

@@ -1,0 +1,61 @@
+"""What rounds add up to."""
+
+import pytest
+
+from server.draft_lengths import RoundCosts
+from server.ledger import Ledger
+from server.tally import Tally, buckets
+from specdec.round import RowResult, Seconds
+
+
+def row(size: int) -> RowResult:
+    return RowResult(b"x" * size, size - 1, size - 1, ended=False)
+
+
+def test_parts_of_rounds() -> None:
+    ledger = Ledger(None)
+    ledger.enter({0: row(3)}, {0: 2}, False, 0.010, Seconds(0.002, 0.004, 0.001))
+    ledger.enter({0: row(1)}, {0: 0}, True, 0.020, Seconds(0.0, 0.015, 0.001))
+    figures = ledger.figures(5, None, 1)
+    totals = {phase: tally.total for phase, tally in figures.phases.items()}
+    assert totals == pytest.approx(
+        {"draft": 0.002, "verify": 0.004, "prefill": 0.015, "accept": 0.002, "host": 0.007}
+    )
+    assert {phase: sum(tally.counts) for phase, tally in figures.phases.items()} == {
+        "draft": 1,
+        "verify": 1,
+        "prefill": 1,
+        "accept": 2,
+        "host": 2,
+    }
+    assert figures.draft_lengths[:3] == (1, 0, 1)
+    assert (figures.decode_s, figures.base_s) == (0, 0)  # nobody knows what rounds cost
+    assert (figures.places_held, figures.pid) == (5, 1)
+
+
+def test_speed_up_is_what_plain_rounds_would_have_cost() -> None:
+    ledger = Ledger(RoundCosts({(1, 0): 1.0, (1, 2): 1.5, (2, 0): 1.2, (2, 2): 1.8}))
+    ledger.enter({0: row(3)}, {}, False, 1.5, Seconds())
+    ledger.enter({0: row(3), 1: row(1)}, {}, False, 1.8, Seconds())
+    ledger.enter({0: row(3)}, {}, True, 9.0, Seconds())  # consumed prompt too: not comparable
+    for _ in range(2):  # nothing is priced twice
+        figures = ledger.figures(0, None, 1)
+        assert figures.decode_s == pytest.approx(3.3)
+        # three rounds of one row, and two of two rows that gave four bytes
+        assert figures.base_s == pytest.approx(3 * 1.0 + 2 * 1.2)
+
+
+def test_figures_stay_as_they_were() -> None:
+    ledger = Ledger(None)
+    before = ledger.figures(0, None, 1)
+    ledger.enter({0: row(1)}, {0: 0}, False, 0.1, Seconds(0.0, 0.05, 0.01))
+    assert not any(before.phases["verify"].counts)
+    assert not any(before.draft_lengths)
+
+
+def test_bounds_are_inclusive() -> None:
+    tally = Tally(buckets(50e-6, 1e-3))
+    assert tally.bounds == (5e-05, 1e-4, 2e-4, 5e-4, 1e-3)
+    tally.observe(5e-05, 3)
+    tally.observe(2.0)
+    assert tally.counts == [3, 0, 0, 0, 0, 1]
