@@ -196,7 +196,9 @@ def test_an_export_holds_the_weights_of_the_run(text: Path, tmp_path: Path) -> N
 def corpus(*paths: Path, mix: tuple[float, ...] = (), window: int = 50) -> Corpus:
     packing = Packing(separator=None, by_file=False, validation_fraction=0.1)
     cache = paths[0].parent / "cache"
-    return Corpus.open(tuple(map(str, paths)), mix, (), packing, window, cache)
+    arguments = tuple(map(str, paths))
+    sources = tuple((path,) for path in arguments) if mix else (arguments,)
+    return Corpus.open(sources, mix, (), packing, window, cache)
 
 
 def test_batches_depend_on_seed_and_step_alone(text: Path) -> None:
