@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -188,6 +189,20 @@ def test_the_curve_is_a_table_and_a_picture(text: Path, tmp_path: Path) -> None:
         assert [row["step"] for row in rows] == ["0", "2", "4"]
         assert 0 < float(rows[-1]["words.bin/acceptance_5"]) < 1
         assert (directory / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_event_files_hold_the_curve(text: Path, tmp_path: Path) -> None:
+    flags = ["--data", text, *TINY, "--steps", 2, "--evaluate-every", 1, "--tensorboard"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tensorboard's own, on import
+        run(*flags, "--out", tmp_path)
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    rows = list(csv.DictReader((tmp_path / "curve.csv").read_text().splitlines()))
+    for name in rows[0].keys() - {"step"}:
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert found == {int(row["step"]): pytest.approx(float(row[name])) for row in rows}
 
 
 def test_files_of_the_shell_are_one_source_unless_they_are_weighed(
