@@ -4,7 +4,7 @@ Requests of mixed modes, lengths, temperatures and seeds, part of them streamed,
 hanging up.  With `--rate` they arrive at random (Poisson) whatever the server does (open loop);
 with `--clients` so many ask again as soon as they are answered (closed loop).  Every output is
 compared, byte for byte, with that of the same request alone.  At the end the gauges must be back
-at 0 and the server's memory is told.
+at 0; the server's memory is told at ten points on the way.
 """
 
 import argparse
@@ -57,6 +57,18 @@ class Run:
     replies: list[tuple[int, Reply]] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    pid: int | None = None
+    each: int = 1
+    """Memory is looked at after so many requests."""
+    resident_mib: list[int] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        return len(self.replies) + sum(self.errors.values())
+
+    def look(self) -> None:
+        if self.pid and self.requests % self.each == 0:
+            self.resident_mib.append(round(resident_bytes(self.pid) / 2**20))
 
 
 async def _one(url: str, run: Run, index: int, longest: int, drop: bool) -> None:
@@ -65,17 +77,18 @@ async def _one(url: str, run: Run, index: int, longest: int, drop: bool) -> None
         reply = await ask(url, asked, drop_after=2 if drop and asked["stream"] else None)
     except (OSError, asyncio.IncompleteReadError) as error:
         run.errors[f"{type(error).__name__}: {error}"] += 1
-        return
-    if reply.status == 200:
-        run.replies.append((index % DISTINCT, reply))
     else:
-        run.errors[str(reply.status)] += 1
+        if reply.status == 200:
+            run.replies.append((index % DISTINCT, reply))
+        else:
+            run.errors[str(reply.status)] += 1
+    run.look()
 
 
 async def closed_loop(
-    url: str, clients: int, requests: int, longest: int, drop_share: float, seed: int
-) -> Run:
-    run, draw = Run(), random.Random(seed)
+    run: Run, url: str, clients: int, requests: int, longest: int, drop_share: float, seed: int
+) -> None:
+    draw = random.Random(seed)
     numbers = iter(range(requests))
 
     async def client() -> None:
@@ -85,13 +98,12 @@ async def closed_loop(
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
     run.seconds = time.perf_counter() - began
-    return run
 
 
 async def open_loop(
-    url: str, rate: float, requests: int, longest: int, drop_share: float, seed: int
-) -> Run:
-    run, draw = Run(), random.Random(seed)
+    run: Run, url: str, rate: float, requests: int, longest: int, drop_share: float, seed: int
+) -> None:
+    draw = random.Random(seed)
     began = due = time.perf_counter()
     tasks = []
     for index in range(requests):
@@ -101,7 +113,6 @@ async def open_loop(
         tasks.append(asyncio.create_task(_one(url, run, index, longest, dropped)))
     await asyncio.gather(*tasks)
     run.seconds = time.perf_counter() - began
-    return run
 
 
 def percentiles(values: list[float]) -> list[float]:
@@ -120,7 +131,7 @@ def figures(run: Run) -> dict[str, object]:
             per_byte += [(now - before) / size] * size
     emitted = sum(len(reply.output) for _, reply in run.replies)
     return {
-        "requests": len(run.replies) + sum(run.errors.values()),
+        "requests": run.requests,
         "answered": sum(not reply.dropped for _, reply in run.replies),
         "hung_up": sum(reply.dropped for _, reply in run.replies),
         "errors": dict(run.errors),
@@ -163,13 +174,14 @@ async def measure(url: str, pid: int | None, options: argparse.Namespace) -> dic
     plans = [("clients", n) for n in options.clients] + [("rate", r) for r in options.rate]
     for seed, (kind, level) in enumerate(plans):
         loop = closed_loop if kind == "clients" else open_loop
-        run = await loop(url, level, options.requests, options.tokens, options.drop, seed)
+        run = Run(pid=pid, each=max(1, options.requests // 10))
+        await loop(run, url, level, options.requests, options.tokens, options.drop, seed)
         record = {
             kind: level,
             **figures(run),
             "differing": differing(run, alone),
             "slots_free_again": await settled(url),
-            "resident_mib": round(resident_bytes(pid) / 2**20) if pid else None,
+            "resident_mib": run.resident_mib,
         }
         print(json.dumps(record), flush=True)
         levels.append(record)

@@ -47,9 +47,12 @@ def _ready(url: str) -> bool:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process holds, from /proc."""
+    """Memory that a process and its children hold, from /proc: the engine is a child of HTTP's."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return pages * os.sysconf("SC_PAGE_SIZE") + sum(
+        resident_bytes(int(child)) for child in children
+    )
 
 
 def thread_seconds(pid: int) -> dict[str, float]:

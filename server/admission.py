@@ -41,7 +41,8 @@ class Admission:
         """Overloaded if requests with prompts of these sizes, all of them, find no room now;
         Impossible if they never can."""
         if not self._fits(sizes[slots:]):
-            raise Impossible("prompt: there are more prompts than the queue can take", "prompt")
+            message = "prompt, n: more than the queue can ever take at once"
+            raise Impossible(message, "prompt")
         waiting_bytes = self._bytes - sum(islice(self._sizes.values(), slots))
         waiting = max(0, len(self) - slots)
         free = max(0, slots - len(self))

@@ -129,16 +129,15 @@ class Version(BaseModel):
 
 def answer_to(
     submission: Submission, index: int, info: EngineInfo, finished: Finished, output: bytes
-) -> Answer:
-    """The answer whose whole output is `output`, that of `finished` included; the log-probabilities
-    are those of `finished`."""
-    return Answer(
+) -> dict[str, object]:
+    """The `Answer` whose whole output is `output`, that of `finished` included, ready for JSON; the
+    log-probabilities are those of `finished`."""
+    answer = Answer(
         request_id=submission.request_id,
         index=index,
         model=info.model_name,
         text=output.decode(errors="replace"),
         bytes=base64.b64encode(output).decode(),
-        logprobs=scores_of(submission, finished),
         utf8_valid=is_utf8(output),
         finish_reason=finished.reason,
         mode=submission.mode,
@@ -150,18 +149,22 @@ def answer_to(
         speculation=SpeculationFigures.of(finished),
         timing=TimingFigures.of(finished),
     )
+    return {**answer.model_dump(mode="json"), "logprobs": scores_of(submission, finished)}
 
 
-def scores_of(submission: Submission, event: Progress | Finished) -> list[ByteScore] | None:
-    """The log-probabilities of an event's output, None where nobody wants them."""
+def scores_of(submission: Submission, event: Progress | Finished) -> list[dict[str, object]] | None:
+    """A `ByteScore` for each byte of an event's output, None where nobody wants them.
+
+    There may be thousands with alternatives each: they are made without pydantic.
+    """
     if submission.logprobs is None:
         return None
     return [
-        ByteScore(
-            byte=item.byte,
-            logprob=item.logprob,
-            top=[Alternative(byte=byte, logprob=logprob) for byte, logprob in item.top],
-        )
+        {
+            "byte": item.byte,
+            "logprob": item.logprob,
+            "top": [{"byte": byte, "logprob": logprob} for byte, logprob in item.top],
+        }
         for item in event.logprobs
     ]
 

@@ -10,7 +10,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server import openai_routes
 from server.access import KeyGuard
+from server.deadline import ReadDeadline
 from server.errors import REQUEST_ID, install_handlers
+from server.openapi import document_keys
 from server.routes import router
 from server.service import EngineLike, Service
 from server.settings import Settings
@@ -38,14 +40,14 @@ def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> Fa
     app.include_router(router)
     app.include_router(openai_routes.router)
     install_handlers(app)
+    app.add_middleware(ReadDeadline, seconds=settings.client_seconds)
     keys = settings.all_keys
     if keys:
+        open_paths = ("/health", "/ready", *(("/metrics",) if settings.open_metrics else ()))
         app.add_middleware(
-            KeyGuard,
-            keys=keys,
-            open_paths=("/health", "/ready", *(("/metrics",) if settings.open_metrics else ())),
-            rejected=service.metrics.rejected,
+            KeyGuard, keys=keys, open_paths=open_paths, rejected=service.metrics.rejected
         )
+        document_keys(app.openapi(), open_paths)
     if settings.cors_origins:
         # around the guard: a browser asks without a key whether it may ask with one
         app.add_middleware(

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import torch
+
 from server.draft_lengths import DraftLengths, RoundCosts
 from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
 from server.scheduler import Deliveries, Plan, Scheduler
@@ -59,7 +61,7 @@ class Engine:
         self._inbox: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
         self._deliver: dict[str, Deliver] = {}
         self._open: set[int] = set()
-        self._rounds = 0
+        self._rounds = self._failures = 0
         self._progress = time.monotonic()
         self.flush: Callable[[bool], None] = lambda now: None
         """Called on the engine's thread when the events of a round have been delivered, and with
@@ -104,6 +106,7 @@ class Engine:
             rounds=self._rounds,
             idle=not (running or waiting),
             seconds_since_progress=time.monotonic() - self._progress,
+            failures=self._failures,
             alive=self._thread.is_alive(),
         )
 
@@ -165,24 +168,38 @@ class Engine:
                 self._open.add(slot)
             except ValueError as error:
                 refused += self._scheduler.fail([slot], str(error))
+            except Exception as error:
+                self._decoder.close(slot)
+                refused += self._scheduler.fail([slot], self._excuse(error))
+        forks = [(slot, source) for slot, source in plan.forks if slot in self._open]
         drafts = {slot: n for slot, n in plan.drafts.items() if slot in self._open}
         chunks = {slot: n for slot, n in plan.chunks.items() if slot in self._open}
         results: dict[int, RowResult] = {}
         began = time.monotonic()
         try:
-            for slot, source in plan.forks:
+            for slot, source in forks:
                 self._decoder.fork(source, slot)
             if drafts or chunks:
                 results = self._decoder.step(drafts, chunks)
                 self._rounds += 1
-        except Exception:
-            logger.exception("a round failed")
-            message = "a round failed; the server's log has the reason"
-            forked = (slot for slot, _ in plan.forks)
+                self._failures = 0
+        except Exception as error:
+            forked = (slot for slot, _ in forks)
+            message = self._excuse(error)
             return refused + self._scheduler.fail([*forked, *drafts, *chunks], message)
         done = Plan(drafts=drafts, chunks=chunks)
         now = time.monotonic()
         return refused + self._scheduler.apply(done, results, now, now - began)
+
+    def _excuse(self, error: Exception) -> str:
+        """What requests are told of a failure that is not theirs; the log has the rest."""
+        self._failures += 1
+        logger.error("a round failed", exc_info=error)
+        if not isinstance(error, torch.OutOfMemoryError):
+            return "a round failed; the server's log has the reason"
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what is held back in pieces may be what the next round needs
+        return "the device ran out of memory"
 
     def _free(self, slot: int) -> None:
         if slot in self._open:

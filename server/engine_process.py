@@ -2,8 +2,8 @@
 
 HTTP and decoding then do not take turns at one interpreter.  Submissions and cancellations go over
 a pipe; what a round gave comes back in one piece, and so does what some short rounds gave
-(`HOLD_S`).  How the engine fares lies in shared memory, so that a glance costs no message and a round
-that hangs can be seen.
+(`HOLD_S`).  How the engine fares lies in shared memory, so that a glance costs no message and a
+round that hangs can be seen.
 """
 
 import logging
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import RawArray
+from queue import SimpleQueue
 from typing import Any
 
 from server.engine import LONGEST_STOP_S, Deliver, Engine, pass_on
@@ -34,7 +35,7 @@ HOLD_S = 0.002
 """A message wakes three threads that take the processors from the next round: events of rounds
 shorter than this wait for one another."""
 
-_RUNNING, _ROUNDS, _PROGRESS = range(3)
+_RUNNING, _ROUNDS, _PROGRESS, _FAILURES = range(4)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class EngineProcess:
     def __init__(self, settings: Settings, load: Load) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._glance = RawArray("d", 3)
-        self._sending = threading.Lock()
+        self._glance = RawArray("d", 4)
+        self._outgoing: SimpleQueue[Submission | str | None] = SimpleQueue()
         self._deliver: dict[str, Deliver] = {}
         self._changing = threading.Lock()
         self._arrived = time.monotonic()
@@ -75,6 +76,8 @@ class EngineProcess:
         self.info = first
         self._reader = threading.Thread(target=self._read, name="engine events", daemon=True)
         self._reader.start()
+        self._writer = threading.Thread(target=self._write, name="engine requests", daemon=True)
+        self._writer.start()
 
     @property
     def pid(self) -> int | None:
@@ -93,21 +96,22 @@ class EngineProcess:
         elif self._ended:
             deliver(Failed(self._ended))
         else:
-            self._send(submission)
+            self._outgoing.put(submission)
 
     def cancel(self, request_id: str) -> None:
         """Ends a request with reason cancelled if it is in flight; thread-safe."""
-        self._send(request_id)
+        self._outgoing.put(request_id)
 
     def stop(self) -> None:
         """Ends everything in flight with an error and the process with it, even if it hangs."""
-        self._send(None)
+        self._outgoing.put(None)
         self._process.join(LONGEST_STOP_S)
         if self._process.is_alive():
             logger.error("a round has not ended for %.0f s; its process is killed", LONGEST_STOP_S)
             self._process.kill()
             self._process.join()
         self._reader.join()
+        self._writer.join()
 
     def status(self) -> EngineStatus:
         in_flight = len(self._deliver)
@@ -120,12 +124,16 @@ class EngineProcess:
             idle=not in_flight,
             seconds_since_progress=time.monotonic() - progress,
             alive=self._process.is_alive() and not self._ended,
+            failures=int(self._glance[_FAILURES]),
         )
 
-    def _send(self, message: Submission | str | None) -> None:
-        # a process that is gone is the reader's to tell
-        with suppress(OSError), self._sending:
-            self._pipe.send(message)
+    def _write(self) -> None:
+        """On a thread of its own: the pipe of a process that does not read fills up, and blocks."""
+        with suppress(OSError):  # a process that is gone is the reader's to tell
+            message: Submission | str | None = ""
+            while message is not None:
+                message = self._outgoing.get()
+                self._pipe.send(message)
 
     def _read(self) -> None:
         stopped = False
@@ -164,6 +172,7 @@ def _run(pipe: Connection, glance: Any, settings: Settings, load: Load) -> None:
         while True:
             status = engine.status()
             glance[_RUNNING], glance[_ROUNDS] = status.running, status.rounds
+            glance[_FAILURES] = status.failures
             glance[_PROGRESS] = time.monotonic() - status.seconds_since_progress
             if not status.alive:
                 break

@@ -6,6 +6,7 @@
     ├── NotJson               400
     ├── KeyNeeded             401  no API key, or a wrong one
     ├── NoSuchModel           404
+    ├── BodyTooSlow           408
     ├── Duplicate             409  the request id is in flight
     ├── BodyTooLarge          413
     ├── UnsupportedMediaType  415
@@ -121,6 +122,11 @@ class Duplicate(ApiError):
     code = "duplicate_request_id"
 
 
+class BodyTooSlow(ApiError):
+    status = 408
+    code = "body_too_slow"
+
+
 class BodyTooLarge(ApiError):
     status = 413
     code = "body_too_large"
@@ -169,7 +175,7 @@ def from_validation(error: ValidationError, body: bytes) -> ApiError:
         # validators of several fields say in their context which one is at fault
         param = mistake.get("ctx", {}).get("param")
         if param is None and mistake["loc"]:
-            param = _printable(str(mistake["loc"][0]))
+            param = printable(str(mistake["loc"][0]))
         message = mistake["msg"]
         if mistake["type"] == "extra_forbidden":
             message = "no such field"
@@ -185,9 +191,7 @@ def _field_with_lone_surrogate(body: bytes) -> str | None:
     try:
         document = json.loads(body)
         fields = document.items() if isinstance(document, dict) else ()
-        return next(
-            (_printable(name) for name, value in fields if _is_no_text([name, value])), None
-        )
+        return next((printable(name) for name, value in fields if _is_no_text([name, value])), None)
     except (ValueError, RecursionError):
         return None
 
@@ -200,7 +204,7 @@ def _is_no_text(value: object) -> bool:
     return False
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     return name.encode("ascii", "backslashreplace").decode()[:_SHOWN_NAME]
 
 

@@ -21,6 +21,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 MAX_PROMPTS = 1024
+MAX_STOPS = 16
+MAX_STOP_BYTES = 256
 
 _BYTE_KEY_PATTERN = r"^([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])$"
 
@@ -50,7 +52,14 @@ def _decode_base64(value: object) -> bytes:
 def _as_many(value: object) -> tuple[object, ...]:
     if value is None:
         return ()
-    return tuple(value) if isinstance(value, list) else (value,)
+    if not isinstance(value, list):
+        return (value,)
+    # before each is looked at: a mistake in each of a million is a million errors
+    if len(value) > MAX_STOPS:
+        raise PydanticCustomError(
+            "too_many", f"at most {MAX_STOPS} of stop and stop_bytes together"
+        )
+    return tuple(value)
 
 
 def _byte_key(key: str) -> str:

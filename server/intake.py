@@ -1,5 +1,6 @@
 """The way in, the same for every endpoint that writes text: from a body to a flight."""
 
+import asyncio
 import re
 import uuid
 from contextlib import aclosing
@@ -7,22 +8,31 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from server.errors import (
     REQUEST_ID,
     ApiError,
     BodyTooLarge,
+    BodyTooSlow,
     ClientGone,
     InvalidField,
     UnsupportedMediaType,
     from_validation,
+    printable,
 )
 from server.flight import Flight
 from server.messages import EngineInfo, Submission
 from server.resolution import resolve
 from server.schemas import REQUEST_ID_PATTERN, DecodingRequest
 from server.service import Service
+from server.settings import Settings
+
+SMALL_BODY = 2**16
+"""Bytes in which there is no room for mistakes that take long to find."""
+MOST_FIELDS = 256
+"""Of one object: logit_bias may name every byte."""
 
 Asked = TypeVar("Asked", bound=DecodingRequest)
 
@@ -47,7 +57,8 @@ async def accept(request: Request, service: Service, schema: type[Asked]) -> Acc
     try:
         # an overloaded server does not even read the body
         info = service.check_room(0).info
-        body = await _read(request, service.settings.max_body_bytes)
+        body = await _read(request, service.settings)
+        _check_fields(body)
         try:
             asked = schema.model_validate_json(body)
         except ValidationError as error:
@@ -62,20 +73,39 @@ async def accept(request: Request, service: Service, schema: type[Asked]) -> Acc
     return Accepted(asked, request_id, submissions, flight, info)
 
 
-async def _read(request: Request, most: int) -> bytes:
+async def _read(request: Request, settings: Settings) -> bytes:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("the Content-Type must be application/json")
-    body = bytearray()
+    body, most = bytearray(), settings.max_body_bytes
     try:
-        async with aclosing(request.stream()) as chunks:
+        async with asyncio.timeout(settings.client_seconds), aclosing(request.stream()) as chunks:
             async for chunk in chunks:
                 body += chunk
                 if len(body) > most:
                     raise BodyTooLarge(f"the body has more than {most} bytes")
     except ClientDisconnect:
         raise ClientGone("the client went away before the body was complete") from None
+    except TimeoutError:
+        message = f"the body was not complete after {settings.client_seconds:g} s"
+        raise BodyTooSlow(message) from None
     return bytes(body)
+
+
+def _check_fields(body: bytes) -> None:
+    """Refuses a body of countless fields before each is found to be wrong, which takes seconds."""
+    if len(body) <= SMALL_BODY:
+        return
+    try:
+        document = from_json(body)
+    except ValueError:
+        return  # validation tells what is wrong with it
+    parts = {"": document, **document} if isinstance(document, dict) else {}
+    for name, part in parts.items():
+        if isinstance(part, dict) and len(part) > MOST_FIELDS:
+            param = printable(name) or None
+            where = f"{param}: " if param else ""
+            raise InvalidField(f"{where}there are more than {MOST_FIELDS} fields", param)
 
 
 def _request_id(asked: DecodingRequest, request: Request) -> str:

@@ -160,6 +160,8 @@ class EngineStatus:
     """Since the last round ended or work last arrived at an idle engine."""
     alive: bool
     """The engine thread runs."""
+    failures: int = 0
+    """Rounds that failed since the last one that did not."""
 
 
 Of = TypeVar("Of")

@@ -1,8 +1,10 @@
 """The endpoints that OpenAI's clients know: /v1/completions and /v1/models."""
 
+import asyncio
+
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from server.errors import NoSuchModel
 from server.intake import accept
@@ -21,7 +23,7 @@ router = APIRouter(prefix="/v1")
     response_model=Completion,
     responses={
         200: documented_events(Completion, also=["[DONE]"]),
-        **documented_errors(400, 401, 404, 409, 413, 415, 422, 429, 500, 503),
+        **documented_errors(400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503),
     },
     openapi_extra=documented_body(
         CompletionRequest,
@@ -44,8 +46,14 @@ async def completions(request: Request, service: ServiceOf) -> Response:
     if asked.stream:
         return EventStream(flight, form, accepted.headers, asked.stream_interval)
     async with flight.cancelled_without_client(request.receive):
-        completion = form.whole(await flight.outcome())
-    return JSONResponse(completion.model_dump(mode="json"), headers=accepted.headers)
+        outcome = await flight.outcome()
+
+    def written() -> str:
+        return form.whole(outcome).model_dump_json()
+
+    # log-probabilities of a long output take a while to write down
+    content = written() if asked.logprobs is None else await asyncio.to_thread(written)
+    return Response(content, headers=accepted.headers, media_type="application/json")
 
 
 @router.get("/models", responses=documented_errors(401, 503))

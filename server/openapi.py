@@ -4,7 +4,7 @@ streams, errors.
 Schemas are written out where they are used, so that they need no components of the document.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -34,7 +34,20 @@ def documented_events(*models: type[BaseModel], also: Sequence[str] = ()) -> _Do
     content = {"contentMediaType": "application/json", "contentSchema": {"anyOf": shapes}}
     data = {"type": "string", "anyOf": [content, *({"const": text} for text in also)]}
     event = {"type": "object", "required": ["data"], "properties": {"data": data}}
-    return {"content": {"text/event-stream": {"itemSchema": event}}}
+    stream = {"type": "string", "description": "Server-sent events; x-event is one of them."}
+    return {
+        "headers": {REQUEST_ID: {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": stream, "x-event": event}},
+    }
+
+
+def document_keys(document: _Document, open_paths: Collection[str]) -> None:
+    """Writes into a whole document that all paths but these want a key."""
+    schemes = document["components"].setdefault("securitySchemes", {})
+    schemes["key"] = {"type": "http", "scheme": "bearer"}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["security"] = [] if path in open_paths else [{"key": []}]
 
 
 def documented_errors(*statuses: int) -> dict[int | str, _Document]:

@@ -1,5 +1,7 @@
 """The endpoints of this server's own: /generate and what operators ask."""
 
+import asyncio
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -8,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from server.answers import Answer, Answers, Piece, Version, answer_to, scores_of
 from server.errors import ApiError
@@ -45,13 +47,13 @@ class _AnswerForm:
         encoded = self._encoders[choice].encode(event.output, final=isinstance(event, Finished))
         if isinstance(event, Finished):
             answer = answer_to(submission, choice, self._info, event, bytes(output))
-            yield server_sent_event({**answer.model_dump(mode="json"), **encoded})
+            yield server_sent_event({**answer, **encoded})
         else:
             # a `Piece`, without the cost of its checks for every row of every round
             piece: dict[str, object] = {"index": choice, **encoded}
             scores = scores_of(submission, event)
             if scores is not None:
-                piece["logprobs"] = [score.model_dump() for score in scores]
+                piece["logprobs"] = scores
             yield server_sent_event(piece)
 
     def error(self, error: ApiError) -> Iterator[bytes]:
@@ -66,7 +68,7 @@ class _AnswerForm:
     response_model=Answer | Answers,
     responses={
         200: documented_events(Piece, Answer),
-        **documented_errors(400, 401, 409, 413, 415, 422, 429, 500, 503),
+        **documented_errors(400, 401, 408, 409, 413, 415, 422, 429, 500, 503),
     },
     openapi_extra=documented_body(
         GenerateRequest,
@@ -92,12 +94,17 @@ async def generate(request: Request, service: ServiceOf) -> Response:
         return EventStream(flight, form, accepted.headers, asked.stream_interval)
     async with flight.cancelled_without_client(request.receive):
         outcome = await flight.outcome()
-    answers = [
-        answer_to(submission, index, info, finished, finished.output)
-        for index, (submission, finished) in enumerate(zip(submissions, outcome, strict=True))
-    ]
-    answer = answers[0] if asked.n == 1 else Answers(choices=answers)
-    return JSONResponse(answer.model_dump(mode="json"), headers=accepted.headers)
+
+    def written() -> bytes:
+        answers = [
+            answer_to(submission, index, info, finished, finished.output)
+            for index, (submission, finished) in enumerate(zip(submissions, outcome, strict=True))
+        ]
+        return json.dumps(answers[0] if asked.n == 1 else {"choices": answers}).encode()
+
+    # log-probabilities of a long output take a while to write down
+    content = written() if asked.logprobs is None else await asyncio.to_thread(written)
+    return Response(content, headers=accepted.headers, media_type="application/json")
 
 
 @router.get("/health", responses=documented_errors(503))
@@ -119,7 +126,11 @@ async def version_(service: ServiceOf) -> Version:
     return Version(version=version("specdec"), model=loaded.pop("model_name"), **loaded)
 
 
-@router.get("/metrics", response_class=Response, responses=documented_errors(401))
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **documented_errors(401)},
+)
 async def metrics(service: ServiceOf) -> Response:
     """Metrics for Prometheus."""
     return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

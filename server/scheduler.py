@@ -2,8 +2,9 @@
 
 First come, first served.  Rows join and leave at every round; prompts are consumed in chunks that
 share rounds with decoding, at most `chunk` bytes of prompt in a round.  A row whose prompt another
-one is about to consume waits for it and forks off.  The engine carries out a `Plan` and hands back
-what each row got; the scheduler turns that into the requests' events.
+one consumes, or the last one in a slot has consumed, forks off instead of consuming it again.  The
+engine carries out a `Plan` and hands back what each row got; the scheduler turns that into the
+requests' events.
 """
 
 import math
@@ -62,11 +63,24 @@ class _Row:
         self.decides = submission.mode is Mode.AUTO and submission.draft_length > 0
         """Whether its draft lengths are left open."""
         self.started = self.entered = False
-        self.leader: int | None = None
-        """The slot that consumes the same prompt, while this row waits for it."""
+        self.leader: _Row | None = None
+        """The row whose prompt this one will take over, once it has consumed it."""
+        self.source = -1
+        """The slot of the leader."""
         self.prompt_logprobs = [ByteLogprob(submission.prompt[0], None)]
         self.held_logprobs: list[ByteLogprob] = []
         """Of output that the matcher holds back."""
+
+    def may_lead(self, other: "_Row") -> bool:
+        """Whether it consumes, or has consumed, what `other` needs.
+
+        What a row that drafts needs to know only rows that draft have; scores of a prompt only rows
+        that want as many.
+        """
+        mine, its = self.submission, other.submission
+        knows = mine.draft_length or not its.draft_length
+        scores = not its.scores_prompt or (mine.scores_prompt and mine.logprobs == its.logprobs)
+        return bool(mine.prompt == its.prompt and knows and scores)
 
     def begin_decoding(self, now: float) -> None:
         self.to_prefill = 0
@@ -157,6 +171,8 @@ class Scheduler:
         self._closing: list[int] = []
         self._waiting: deque[_Row] = deque()
         self._running: dict[int, _Row] = {}
+        self._last: dict[int, _Row] = {}
+        """The newest row of each slot, there or gone: the slot's cache begins with its prompt."""
         self._no_deadline_before = math.inf
 
     @property
@@ -206,19 +222,23 @@ class Scheduler:
         self._free.extend(closing)
         self._free.sort(reverse=True)
         opening = []
-        while self._free and self._waiting:
-            slot, row = self._free.pop(), self._waiting.popleft()
+        # a slot that is about to be forked from is not given away before that
+        pledged = {row.source for row in self._running.values() if row.leader}
+        while self._waiting and (free := [slot for slot in self._free if slot not in pledged]):
+            row = self._waiting.popleft()
             row.admitted = row.decoding = now
-            row.leader = self._leader_of(row)
-            self._running[slot] = row
+            slot = self._find_leader(row, free)
+            self._free.remove(slot)
+            self._running[slot] = self._last[slot] = row
             opening.append((slot, row.submission))
         forks, drafts, chunks, budget = [], {}, {}, self._chunk
         # dictionaries keep the order of admission: the first to come prefills first
         for slot, row in self._running.items():
             if row.leader is not None:
-                if self._running[row.leader].to_prefill:
+                if row.leader.to_prefill:
                     continue
-                forks.append((slot, row.leader))
+                forks.append((slot, row.source))
+                row.prompt_logprobs = list(row.leader.prompt_logprobs)
                 row.leader = None
                 row.begin_decoding(now)
             if row.to_prefill:
@@ -235,19 +255,22 @@ class Scheduler:
             drafts.update(self._lengths.plan(fixed))
         return Plan(closing, tuple(opening), tuple(forks), drafts, chunks)
 
-    def _leader_of(self, row: _Row) -> int | None:
-        """The slot of a row that consumes the same prompt and has not consumed it all.
+    def _find_leader(self, row: _Row, free: list[int]) -> int:
+        """Decides from whom a row takes over its prompt, if from anyone; returns its slot.
 
-        What a row that drafts needs to know, only rows that draft have.
+        A free slot that holds the prompt itself is the best one.
         """
-        if not row.to_prefill or row.submission.scores_prompt:
-            return None
-        for slot, other in self._running.items():
-            same = other.submission.prompt == row.submission.prompt
-            knows = other.submission.draft_length or not row.submission.draft_length
-            if same and knows and other.to_prefill and other.leader is None:
-                return slot
-        return None
+        if row.to_prefill:
+            for slot in [*free, *self._running]:
+                other = self._last.get(slot)
+                if (
+                    other is not None
+                    and other.may_lead(row)
+                    and not (other.to_prefill and (slot in free or other.leader))
+                ):
+                    row.leader, row.source = other, slot
+                    return slot if slot in free else free[-1]
+        return free[-1]
 
     def apply(
         self,
@@ -293,6 +316,7 @@ class Scheduler:
                 request_id = self._running[slot].submission.request_id
                 deliveries.append((request_id, Failed(message)))
                 self._release(slot)
+                del self._last[slot]
         return deliveries
 
     def fail_all(self, message: str) -> Deliveries:
@@ -303,10 +327,10 @@ class Scheduler:
         return deliveries
 
     def _release(self, slot: int) -> None:
-        del self._running[slot]
+        gone = self._running.pop(slot)
         self._closing.append(slot)
         if self._lengths:
             self._lengths.leave(slot)
         for row in self._running.values():
-            if row.leader == slot:
+            if row.leader is gone and gone.to_prefill:
                 row.leader = None

@@ -9,15 +9,13 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.fields import Base64, LogitBias, OneOrMany, wrong
+from server.fields import MAX_STOP_BYTES, MAX_STOPS, Base64, LogitBias, OneOrMany, wrong
 from server.messages import Mode
 from specdec.sampling import SamplingParams
 
 MAX_N = 128
 MAX_CHOICES = 1024
 MAX_LOGPROBS = 20
-MAX_STOPS = 16
-MAX_STOP_BYTES = 256
 REQUEST_ID_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
 
 _NEUTRAL = SamplingParams()

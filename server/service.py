@@ -45,6 +45,9 @@ class EngineLike(Protocol):
 class Service:
     """One engine and who uses it."""
 
+    MOST_FAILURES = 5
+    """Rounds that fail one after another until the server is given up for broken."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
@@ -127,6 +130,9 @@ class Service:
         stalled_s = status.seconds_since_progress
         if (status.running or status.waiting) and stalled_s > self.settings.stall_seconds:
             raise Unavailable(f"no progress for {stalled_s:.0f} s", code="engine_stalled")
+        if status.failures >= self.MOST_FAILURES:
+            message = f"the last {status.failures} rounds failed"
+            raise Unavailable(message, code="engine_failing")
         return "draining" if self.draining else "ok"
 
     def check_room(self, *prompt_sizes: int) -> EngineLike:

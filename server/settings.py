@@ -105,7 +105,12 @@ class Settings(BaseSettings):
         default=16 * 2**20, ge=0, description="bytes of the prompts that may wait, together"
     )
     max_body_bytes: int = Field(
-        default=16 * 2**20, ge=1, description="bytes that the body of a request may have"
+        default=4 * 2**20, ge=1, description="bytes that the body of a request may have"
+    )
+    client_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="seconds that a client may take to send a body, or to read what waits for it",
     )
     max_seconds: float = Field(
         default=600.0, gt=0, description="seconds after which a request ends with what it has"

@@ -41,6 +41,7 @@ class AutoregressiveDrafter:
         self.states = torch.zeros(
             slots, self.leading, config.model_hidden_size, device=device, dtype=kind
         )
+        self.kept = torch.zeros_like(self.states)
         self.offsets = torch.arange(self.leading, device=device)
 
     @torch.no_grad()
@@ -52,8 +53,11 @@ class AutoregressiveDrafter:
         index = (advance[:, None] + self.offsets)[..., None].expand(-1, -1, known.shape[2])
         self.states[slots] = known.gather(1, index)
 
+    def keep(self, slot: int) -> None:
+        self.kept[slot] = self.states[slot]
+
     def copy(self, source: int, target: int, places: int) -> None:
-        self.states[target] = self.states[source]
+        self.states[target] = self.kept[target] = self.kept[source]
 
     @torch.no_grad()
     def draft(

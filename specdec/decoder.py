@@ -65,6 +65,8 @@ class Decoder(Generic[Model]):
         self.slots, self.context, self.device = slots, context, device
         self.state = SlotState(slots, device)
         self._rows: list[_Row | None] = [None] * slots
+        self._held: list[_Held | None] = [None] * slots
+        """What prompt each slot's cache begins with, whether or not a row is there."""
 
     def open(self, slot: int, job: Job) -> None:
         """Takes a job into a free slot.  ValueError where it cannot fit."""
@@ -87,6 +89,9 @@ class Decoder(Generic[Model]):
         if self.drafter is not None and job.draft_length > self.drafter.longest:
             raise ValueError(f"draft_length must be at most {self.drafter.longest}")
         self.state.open(slot, job.prompt, end, job.params, job.seed, job.eos)
+        held = self._held[slot]
+        if held is not None and held.prompt != job.prompt:
+            self._held[slot] = None
         self._rows[slot] = _Row(job, end, job.params.features)
 
     def close(self, slot: int) -> None:
@@ -94,21 +99,25 @@ class Decoder(Generic[Model]):
         self._rows[slot] = None
 
     def fork(self, source: int, slot: int) -> None:
-        """Spares a fresh slot its prompt: what `source` has consumed of the same one is copied.
+        """Spares a fresh slot its prompt: what a row in `source` consumed of the same one is
+        copied, whatever it decodes meanwhile and even if it has been closed; `source` may be the
+        slot itself.
 
-        ValueError where the prompts differ, or the source has begun to decode.
+        ValueError where the source does not hold that prompt, or the slot is not fresh.
         """
-        parent, row = self._row(source), self._row(slot)
-        if parent.job.prompt != row.job.prompt:
-            raise ValueError(f"slots {source} and {slot} have different prompts")
-        if row.consumed or parent.length >= len(parent.job.prompt):
-            raise ValueError(f"slot {slot} cannot begin where slot {source} is")
-        if row.watched and not parent.watched:
-            raise ValueError(f"slot {slot} drafts and slot {source} does not")
-        self.model.copy(source, slot, parent.consumed)
+        row, held = self._row(slot), self._held[source]
+        if held is None or held.prompt != row.job.prompt:
+            raise ValueError(f"slot {source} does not hold the prompt of slot {slot}")
+        if row.consumed or row.length >= len(row.job.prompt):
+            raise ValueError(f"slot {slot} has begun by itself")
+        if row.watched and not held.watched:
+            raise ValueError(f"slot {slot} drafts and slot {source} did not")
+        if source != slot:
+            self.model.copy(source, slot, held.consumed)
         if self.drafter is not None and row.watched:
-            self.drafter.copy(source, slot, parent.consumed)
-        row.consumed = parent.consumed
+            self.drafter.copy(source, slot, held.consumed)
+        row.consumed = held.consumed
+        self._held[slot] = _Held(held.prompt, held.consumed, row.watched)
 
     def to_prefill(self, slot: int) -> int:
         """Prompt bytes that the slot must consume before it decodes (the last is a round's)."""
@@ -134,7 +143,11 @@ class Decoder(Generic[Model]):
             self._row(decode.slot).length += len(result.output)
             results[decode.slot] = result
         for prefill, result in zip(prefills, done.prefills, strict=True):
-            self._row(prefill.slot).consumed += len(prefill.text)
+            row = self._row(prefill.slot)
+            row.consumed += len(prefill.text)
+            self._held[prefill.slot] = _Held(row.job.prompt, row.consumed, row.watched)
+            if self.drafter is not None and row.watched:
+                self.drafter.keep(prefill.slot)
             if prefill.following is not None:
                 results[prefill.slot] = result
         return results
@@ -181,6 +194,15 @@ class Decoder(Generic[Model]):
 def _alternatives(job: Job) -> int:
     """-1 where no log-probabilities are wanted."""
     return -1 if job.logprobs is None else job.logprobs
+
+
+@dataclass(frozen=True)
+class _Held:
+    """So many bytes of a prompt, consumed before the drafter's eyes or not."""
+
+    prompt: bytes
+    consumed: int
+    watched: bool
 
 
 class _Row:

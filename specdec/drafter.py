@@ -25,8 +25,12 @@ class SlotDrafter(Protocol):
     longest: int
     """The most bytes that a row may be drafted at a time."""
 
+    def keep(self, slot: int) -> None:
+        """Remembers what the slot knows now, for `copy`, whatever it observes from here on."""
+
     def copy(self, source: int, target: int, places: int) -> None:
-        """Makes slot `target` know what `source` knows, which is the first `places` of a text."""
+        """Makes slot `target`, which may be `source` itself, know what was kept of `source`: the
+        first `places` of a text."""
 
 
 class Drafter(SlotDrafter, Protocol):

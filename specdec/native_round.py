@@ -63,6 +63,9 @@ class NativeDrafter:
         self.handle: int = build(self._stack.handle, *shape, *pointers)
         finalize(self, library.specdec_drafter_free, self.handle)
 
+    def keep(self, slot: int) -> None:
+        self._library.specdec_drafter_keep(self.handle, slot)
+
     def copy(self, source: int, target: int, places: int) -> None:
         self._library.specdec_drafter_copy(self.handle, source, target, places)
 

@@ -71,6 +71,7 @@ class ParallelDrafter:
             slots, prophet.config.model_hidden_size, device=device, dtype=kind
         )
         """The model's state of each slot's last place."""
+        self.kept = torch.zeros_like(self.states)
 
     @torch.no_grad()
     def observe(
@@ -88,9 +89,12 @@ class ParallelDrafter:
         )
         self.states[slots] = hidden[torch.arange(len(slots), device=slots.device), advance - 1]
 
+    def keep(self, slot: int) -> None:
+        self.kept[slot] = self.states[slot]
+
     def copy(self, source: int, target: int, places: int) -> None:
         self.stack.copy(source, target, places)
-        self.states[target] = self.states[source]
+        self.states[target] = self.kept[target] = self.kept[source]
 
     @torch.no_grad()
     def draft(

@@ -100,6 +100,7 @@ class FakeDrafter:
     def __init__(self, model: HashModel, guess: Guess) -> None:
         self.model, self.guess = model, guess
         self.observed: dict[int, list[int]] = {}
+        self.kept: dict[int, list[int]] = {}
 
     def observe(
         self, slots: Tensor, start: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor
@@ -115,9 +116,12 @@ class FakeDrafter:
             assert len(known) >= first, "a committed place was never observed"
             known[first:] = tokens[row, :count].tolist()
 
+    def keep(self, slot: int) -> None:
+        self.kept[slot] = list(self.observed[slot])
+
     def copy(self, source: int, target: int, places: int) -> None:
-        assert len(self.observed[source]) == places
-        self.observed[target] = list(self.observed[source])
+        assert len(self.kept[source]) == places
+        self.observed[target], self.kept[target] = list(self.kept[source]), self.kept[source]
 
     def draft(
         self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker

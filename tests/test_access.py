@@ -1,6 +1,8 @@
 """Keys, bodies that are too large, and pages of other origins."""
 
+import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -102,6 +104,42 @@ def test_bodies_have_a_bound() -> None:
         assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
         assert client.complete(prompt=encode(b"a" * 20)).status_code == 413
     assert len(engine.submissions) == 1
+
+
+def post_in_pieces(client: Client, receive: Callable[[], Awaitable[Any]]) -> int:
+    """The status of a POST whose body is what `receive` gives, over bare ASGI."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/generate", "raw_path": b"/generate"}
+    client.run(client.app({**scope, "query_string": b"", "headers": headers}, receive, send))
+    status: int = sent[0]["status"]
+    return status
+
+
+def test_a_body_is_refused_as_soon_as_it_is_too_large() -> None:
+    taken = 0
+
+    async def receive() -> dict[str, object]:
+        nonlocal taken
+        taken += 1
+        return {"type": "http.request", "body": b" " * 100, "more_body": taken < 1000}
+
+    with Client(FakeEngine(say(b"x")), max_body_bytes=450) as client:
+        assert post_in_pieces(client, receive) == 413
+    assert taken == 5
+
+
+def test_a_body_has_to_come_in_time() -> None:
+    async def receive() -> dict[str, object]:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    with Client(FakeEngine(say(b"x")), client_seconds=0.1) as client:
+        assert post_in_pieces(client, receive) == 408
 
 
 def test_pages_of_other_origins() -> None:

@@ -143,6 +143,73 @@ def test_a_cancelled_request_ends_at_once_and_frees_its_slot() -> None:
         assert last.finished().reason is FinishReason.LENGTH
 
 
+def test_a_cancelled_row_is_gone_within_two_rounds() -> None:
+    decoder = fake_decoder(slots=1)
+    whole, rounds = decoder.step, [0]
+
+    def counted(*arguments: Any) -> Any:
+        rounds[0] += 1
+        return whole(*arguments)
+
+    decoder.step = counted  # type: ignore[method-assign]
+    with running(decoder) as engine:
+        for name in ("a", "b", "c"):
+            receiver = Receiver()
+            engine.submit(submission(name, max_tokens=150, draft_length=0, eos=None), receiver)
+            assert receiver.begun.wait(20)
+            engine.cancel(name)
+            before = rounds[0]
+            if receiver.finished().reason is FinishReason.CANCELLED:
+                assert rounds[0] <= before + 2
+                break
+        else:
+            raise AssertionError("every request ended before it could be cancelled")
+
+
+@pytest.mark.parametrize("where", ["open", "step"])
+def test_a_device_without_memory_fails_what_it_touches_and_nothing_else(
+    where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoder = fake_decoder(slots=2)
+    whole = getattr(decoder, where)
+    enough = threading.Event()
+
+    def short(first: Any, *rest: Any) -> Any:
+        if not enough.is_set() and (where == "step" or rest[0].prompt == b"broken"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(first, *rest)
+
+    setattr(decoder, where, short)
+    with running(decoder) as engine:
+        broken, bystander, later = Receiver(), Receiver(), Receiver()
+        if where == "open":
+            engine.submit(submission("bystander", max_tokens=100, eos=None), bystander)
+        engine.submit(submission("broken", prompt=b"broken"), broken)
+        assert broken.failed() == "the device ran out of memory"
+        enough.set()
+        engine.submit(submission("later", prompt=b"broken"), later)
+        assert later.finished().completion_tokens == 8
+        if where == "open":
+            assert bystander.finished().completion_tokens == 100
+        assert engine.status().failures == 0
+    assert "CUDA out of memory" in caplog.text
+
+
+def test_rounds_that_keep_failing_are_counted() -> None:
+    decoder = fake_decoder()
+
+    def failing(*arguments: object) -> object:
+        raise RuntimeError("an illegal memory access")
+
+    decoder.step = failing  # type: ignore[method-assign, assignment]
+    with running(decoder) as engine:
+        for index in range(6):
+            receiver = Receiver()
+            engine.submit(submission(f"r{index}"), receiver)
+            receiver.failed()
+        assert engine.status().failures == 6
+
+
 def test_a_failing_round_fails_its_rows_and_the_engine_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

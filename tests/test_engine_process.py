@@ -192,6 +192,20 @@ def test_a_round_that_hangs_is_seen_and_does_not_outlive_the_server(
     assert not alive(engine.pid)
 
 
+def test_a_process_that_does_not_read_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.engine_process.LONGEST_STOP_S", 0.5)
+    engine = EngineProcess(SETTINGS, load)
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGSTOP)
+    receivers = [Receiver() for _ in range(500)]
+    for index, receiver in enumerate(receivers):
+        # more than a pipe holds; the call comes back all the same
+        engine.submit(submission(f"r{index}", prompt=b"a" * 2000), receiver)
+    assert engine.status().waiting + engine.status().running == 500
+    engine.stop()
+    assert {receiver.failed() for receiver in receivers} == {"the engine has died"}
+
+
 def test_the_process_does_not_outlive_its_parent() -> None:
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); import test_engine_process as t\n"

@@ -154,15 +154,21 @@ def test_what_cannot_be_forked_is_refused() -> None:
     decoder.open(0, Job(b"abc", 9))
     decoder.open(1, Job(b"abd", 9))
     decoder.open(2, Job(b"abc", 9))
-    with pytest.raises(ValueError, match="different prompts"):
-        decoder.fork(0, 1)
+    with pytest.raises(ValueError, match="slot 0 does not hold the prompt of slot 2"):
+        decoder.fork(0, 2)
     decoder.step({}, {0: 2, 2: 1})
-    with pytest.raises(ValueError, match="cannot begin"):
-        decoder.fork(0, 2)  # it has begun by itself
+    with pytest.raises(ValueError, match="slot 0 does not hold the prompt of slot 1"):
+        decoder.fork(0, 1)
+    with pytest.raises(ValueError, match="slot 2 has begun by itself"):
+        decoder.fork(0, 2)
     decoder.step({0: 0})
+    with pytest.raises(ValueError, match="slot 0 has begun by itself"):
+        decoder.fork(2, 0)
+    decoder.close(0)
+    decoder.open(0, Job(b"abd", 9))
     decoder.open(3, Job(b"abc", 9))
-    with pytest.raises(ValueError, match="cannot begin"):
-        decoder.fork(0, 3)  # the source has written bytes of its own
+    with pytest.raises(ValueError, match="slot 0 does not hold the prompt of slot 3"):
+        decoder.fork(0, 3)
 
 
 def test_scoring_without_logprobs_is_refused() -> None:

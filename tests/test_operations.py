@@ -97,6 +97,8 @@ def test_without_a_model_the_process_ends_with_a_line(tmp_path: Path) -> None:
         ({"running": 1, "seconds_since_progress": 31.0}, 503, 200),
         ({"waiting": 1, "seconds_since_progress": 31.0}, 503, 200),
         ({"alive": False}, 503, 503),
+        ({"failures": 4}, 200, 200),
+        ({"failures": 5}, 503, 200),
     ],
 )
 def test_health_is_progress(change: dict[str, Any], health: int, ready: int) -> None:
@@ -128,7 +130,7 @@ def test_openapi_is_complete() -> None:
     operation = document["paths"]["/generate"]["post"]
     content = operation["requestBody"]["content"]["application/json"]
     assert {"prompt", "prompt_bytes", "seed"} < content["schema"]["properties"].keys()
-    statuses = {200, 400, 401, 409, 413, 415, 422, 429, 500, 503}
+    statuses = {200, 400, 401, 408, 409, 413, 415, 422, 429, 500, 503}
     assert operation["responses"].keys() == {str(status) for status in statuses}
     completions = document["paths"]["/v1/completions"]["post"]
     assert completions["responses"].keys() == {str(status) for status in statuses | {404}}
@@ -136,6 +138,21 @@ def test_openapi_is_complete() -> None:
         target = document
         for step in ref.removeprefix("#/").split("/"):
             target = target[step]
+
+
+def test_openapi_says_where_a_key_is_wanted() -> None:
+    with Client(FakeEngine(say()), api_keys=("secret",)) as client:
+        headers = {"Authorization": "Bearer secret"}
+        document = client.request("GET", "/openapi.json", headers=headers).json()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    wants = {
+        path: operation["security"]
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+    }
+    assert wants.pop("/health") == wants.pop("/ready") == []
+    assert wants
+    assert all(security == [{"key": []}] for security in wants.values())
 
 
 def _references(node: Any) -> list[str]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny import CPU, agreeing_prophet, tiny_decoder, tiny_model, tiny_prophet
 from torch import Tensor
 
-from specdec.build import Model
+from specdec.build import Kernels, Model, build_decoder
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
 from specdec.drafter import Drafter, Picker
 from specdec.kinds import build_drafter
@@ -24,7 +24,7 @@ class Recorder:
 
     def __init__(self, drafter: Drafter) -> None:
         self.drafter, self.longest = drafter, drafter.longest
-        self.observe, self.copy = drafter.observe, drafter.copy
+        self.observe, self.keep, self.copy = drafter.observe, drafter.keep, drafter.copy
 
     def script(self, text: bytes, wrong_at: list[int]) -> None:
         self.text, self.wrong_at = text, wrong_at
@@ -199,13 +199,39 @@ def test_a_row_that_never_drafts_is_not_shown_to_the_drafter() -> None:
         decoder.step({0: 1})
     decoder.close(0)
     decoder.open(0, plain)
-    with pytest.raises(ValueError, match="cannot begin where slot 1 is"):
-        decoder.fork(1, 0)
+    decoder.step({}, {0: 5})
     decoder.close(1)
     decoder.open(1, drafting)
-    decoder.step({}, {0: 5})
-    with pytest.raises(ValueError, match="slot 1 drafts and slot 0 does not"):
+    with pytest.raises(ValueError, match="slot 1 drafts and slot 0 did not"):
         decoder.fork(0, 1)
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_prompt_stays_in_its_slot_whatever_the_row_does(parallel: bool, kernels: Kernels) -> None:
+    """Rows that take it over draft and decode as those that consume it."""
+    model = tiny_model()
+    prophet = agreeing_prophet(model, parallel=parallel)
+    dtype = torch.float32 if kernels == "native" else torch.float64
+    decoder = build_decoder(
+        model, prophet, slots=2, context=128, device=CPU, dtype=dtype, kernels=kernels
+    )
+    job = Job(b"the first of some", 60, seed=4, draft_length=GAMMA)
+    fresh = _rounds(decoder, 1, job)
+    decoder.open(0, Job(job.prompt, 60, seed=9, draft_length=3))
+    decoder.step({}, {0: 16})
+    for _ in range(5):
+        decoder.step({0: 3})
+    decoder.open(1, job)
+    decoder.fork(0, 1)  # from a row that decodes
+    assert _rest(decoder, 1, job) == fresh
+    decoder.open(1, job)
+    decoder.fork(1, 1)  # from the row before
+    assert _rest(decoder, 1, job) == fresh
+    decoder.close(0)
+    decoder.open(0, job)
+    decoder.fork(1, 0)  # from one that is gone
+    assert _rest(decoder, 0, job) == fresh
 
 
 def _rounds(decoder: Decoder[Model], slot: int, job: Job) -> list[RowResult]:

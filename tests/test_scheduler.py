@@ -227,22 +227,76 @@ def test_a_row_consumes_its_prompt_itself_where_the_other_is_gone() -> None:
         else:
             scheduler.cancel("a", 1.0)
         plan = scheduler.plan(2.0)
-        assert plan.forks == ()
-        assert plan.chunks == {1: 100}
+        # what has been consumed stays in the slot
+        assert plan.forks == (((1, 0),) if gone == "done" else ())
+        assert plan.chunks == ({} if gone == "done" else {1: 100})
 
 
-def test_a_prompt_that_is_scored_is_consumed_by_its_own_row() -> None:
-    scheduler = Scheduler(3, 200)
-    scored = {"prompt": b"x" * 51, "echo": True, "logprobs": 0}
-    scheduler.submit(submission("a", prompt=b"x" * 51), 0.0)
-    scheduler.submit(submission("b", **scored), 0.0)
-    scheduler.submit(submission("c", **scored), 0.0)
-    plan, _ = one_round(scheduler, {})
-    assert (plan.chunks, plan.forks) == ({0: 50, 1: 50, 2: 50}, ())
+def test_outputs_of_one_prompt_consume_it_once_whenever_they_get_a_slot() -> None:
+    scheduler = Scheduler(2, 100)
+    for name in ("a", "b", "c", "d"):
+        scheduler.submit(submission(name, prompt=b"x" * 51, max_tokens=4), 0.0)
+    consumed = 0
+    ends: list[str] = []
+    while len(ends) < 4:
+        plan = scheduler.plan(0.0)
+        consumed += sum(plan.chunks.values())
+        # b and d get ahead: their slots go to c and to nobody
+        results = {slot: emit(b"12" if slot else b"1234") for slot in plan.drafts}
+        deliveries = scheduler.apply(plan, results, 0.0)
+        ends += [name for name, event in deliveries if isinstance(event, Finished)]
+    assert consumed == 50
+    assert sorted(ends) == ["a", "b", "c", "d"]
+
+
+def test_a_slot_whose_prompt_is_wanted_is_the_one_that_is_taken() -> None:
+    scheduler = Scheduler(3, 100)
+    for name, letter in (("a", b"x"), ("b", b"y")):
+        scheduler.submit(submission(name, prompt=letter * 51, max_tokens=1), 0.0)
+    for _ in range(2):
+        one_round(scheduler, {slot: emit(b"1") for slot in range(2)})
+    assert scheduler.running == 0
+    scheduler.submit(submission("again", prompt=b"y" * 51), 0.0)
+    scheduler.submit(submission("other", prompt=b"z" * 51), 0.0)
+    plan = scheduler.plan(0.0)
+    assert [slot for slot, _ in plan.open] == [1, 0]
+    assert (plan.forks, plan.chunks) == (((1, 1),), {0: 50})
+
+
+def test_a_slot_that_failed_holds_nothing() -> None:
+    scheduler = Scheduler(1, 100)
+    for name in ("a", "b"):
+        scheduler.submit(submission(name, prompt=b"x" * 51), 0.0)
+    one_round(scheduler, {})
+    scheduler.fail([0], "no")
+    plan = scheduler.plan(0.0)
+    assert (plan.forks, plan.chunks) == ((), {0: 50})
 
 
 def scores(content: bytes, start: float) -> tuple[ByteLogprob, ...]:
     return tuple(ByteLogprob(byte, start - i) for i, byte in enumerate(content))
+
+
+def test_a_prompt_is_scored_once_for_all_that_want_as_many_scores() -> None:
+    scheduler = Scheduler(4, 200)
+    scored = {"prompt": b"x" * 51, "echo": True, "max_tokens": 0}
+    scheduler.submit(submission("a", prompt=b"x" * 51), 0.0)
+    scheduler.submit(submission("b", **scored, logprobs=0), 0.0)
+    scheduler.submit(submission("c", **scored, logprobs=1), 0.0)
+    scheduler.submit(submission("d", **scored, logprobs=0), 0.0)
+    found = scores(b"x" * 50, -1.0)
+    results = {slot: RowResult(b"", 0, 0, ended=False, logprobs=found) for slot in (1, 2)}
+    plan, first = one_round(scheduler, results)
+    assert (plan.chunks, plan.forks) == ({0: 50, 1: 50, 2: 50}, ())
+    plan, second = one_round(scheduler, {0: emit(b"1")})
+    assert (plan.chunks, plan.forks) == ({}, ((3, 1),))
+    whole = (ByteLogprob(ord("x"), None), *found)
+    echoes = {
+        name: event.logprobs
+        for name, event in first + second
+        if isinstance(event, Progress) and event.echo
+    }
+    assert echoes == {"b": whole, "c": whole, "d": whole}
 
 
 def test_an_echo_comes_first_with_its_scores() -> None:

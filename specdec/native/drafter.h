@@ -36,6 +36,8 @@ class Drafter {
                          const int64_t* tokens) = 0;
     // Rows in falling order of γ.
     virtual void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) = 0;
+    // What a slot knows now is what `copy` will give to others, or to itself, later on.
+    virtual void keep(int slot) = 0;
     virtual void copy(int source, int target, int places) = 0;
 
    protected:
@@ -92,7 +94,7 @@ template <class W> class ParallelDrafter : public Drafter {
         : stack_(stack), model_width_(model_width), width_(stack.width()),
           inputs_(model_width, width_, embedding, projection, missing, 1),
           cell_(width_, cell),
-          states_(size_t(slots) * model_width, 0.0f) {}
+          states_(size_t(slots) * model_width, 0.0f), kept_(states_) {}
 
     void observe(Team& team, const std::vector<Committed>& rows, const float* hidden,
                  const int64_t* tokens) override {
@@ -149,13 +151,19 @@ template <class W> class ParallelDrafter : public Drafter {
         });
     }
 
+    void keep(int slot) override { std::copy_n(state(slot), model_width_, kept(slot)); }
+
     void copy(int source, int target, int places) override {
-        stack_.copy(source, target, places);
-        std::copy_n(state(source), model_width_, state(target));
+        if (source != target) {
+            stack_.copy(source, target, places);
+            std::copy_n(kept(source), model_width_, kept(target));
+        }
+        std::copy_n(kept(source), model_width_, state(target));
     }
 
    private:
     float* state(int64_t slot) { return &states_[size_t(slot) * model_width_]; }
+    float* kept(int64_t slot) { return &kept_[size_t(slot) * model_width_]; }
 
     // The block's inputs x [rows, P] from states before and bytes.
     void inputs(Team& team, int t, int rows) {
@@ -187,7 +195,7 @@ template <class W> class ParallelDrafter : public Drafter {
     int model_width_, width_;
     Inputs<W> inputs_;
     Cell<W> cell_;
-    std::vector<float> states_;  // the model's at each slot's last place
+    std::vector<float> states_, kept_;  // the model's at each slot's last place
     std::vector<float> before_, x_, y_, logits_, products_;
     std::vector<int64_t> slot_, place_, bytes_;
 };
@@ -198,7 +206,7 @@ template <class W> class AutoregressiveDrafter : public Drafter {
                           const float* embedding, const float* projection, const float* missing)
         : stack_(stack), model_width_(model_width), width_(stack.width()), leading_(leading),
           inputs_(model_width, width_, embedding, projection, missing, leading),
-          states_(size_t(slots) * leading * model_width, 0.0f) {}
+          states_(size_t(slots) * leading * model_width, 0.0f), kept_(states_) {}
 
     void observe(Team&, const std::vector<Committed>& rows, const float* hidden,
                  const int64_t*) override {
@@ -242,12 +250,17 @@ template <class W> class AutoregressiveDrafter : public Drafter {
         }
     }
 
+    void keep(int slot) override { std::copy_n(ring_of(slot), ring_size(), kept_of(slot)); }
+
     void copy(int source, int target, int) override {
-        std::copy_n(ring_of(source), size_t(leading_) * model_width_, ring_of(target));
+        if (source != target) std::copy_n(kept_of(source), ring_size(), kept_of(target));
+        std::copy_n(kept_of(source), ring_size(), ring_of(target));
     }
 
    private:
-    float* ring_of(int64_t slot) { return &states_[size_t(slot) * leading_ * model_width_]; }
+    size_t ring_size() const { return size_t(leading_) * model_width_; }
+    float* ring_of(int64_t slot) { return &states_[slot * ring_size()]; }
+    float* kept_of(int64_t slot) { return &kept_[slot * ring_size()]; }
 
     void fill(int row, int64_t slot, int place, const float* x) {
         slot_[row] = slot;
@@ -269,7 +282,7 @@ template <class W> class AutoregressiveDrafter : public Drafter {
     Stack& stack_;
     int model_width_, width_, leading_;
     Inputs<W> inputs_;
-    std::vector<float> states_;  // the model's last s, oldest first
+    std::vector<float> states_, kept_;  // the model's last s, oldest first
     std::vector<float> before_, products_, x_, y_, logits_;
     std::vector<int64_t> slot_, place_;
 };

@@ -1,0 +1,46 @@
+"""How long a client may leave unread what waits for it.
+
+Knows neither what is sent nor to whom: a connection that takes nothing is given up.
+"""
+
+import asyncio
+import logging
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+
+class ReadDeadline:
+    """ASGI middleware that ends a response when a part of it has waited for `seconds`.
+
+    What fits into the socket's buffers never waits; a request that decodes for it is cancelled.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self._app = app
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        late = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal late
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await send(message)
+            except TimeoutError:
+                late = True
+                raise
+
+        try:
+            await self._app(scope, receive, send_in_time)
+        except TimeoutError:
+            if not late:
+                raise
+            logger.warning(
+                "a client has read nothing for %g s; its answer is dropped", self._seconds
+            )
