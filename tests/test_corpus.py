@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from train import corpus, corpus_download
-from train.corpus import ENWIK8_BYTES, build, main, read_enwik8, write_all
+from train.corpus import ENWIK8_BYTES, ENWIK8_TAIL_BYTES, build, main, read_enwik8, write_all
 from train.corpus_archive import ArchiveError, plain_path, read_members
 from train.corpus_download import DownloadError, fetch, write_stand_ins
 from train.corpus_filter import MAX_BYTES, MIN_BYTES, SeenText, clean, skipped_path
@@ -437,13 +437,27 @@ def enwik8_file(tmp_path: Path, suffix: str, data: bytes) -> Path:
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zip"])
 def test_enwik8_is_cut_before_the_measuring_bytes(tmp_path: Path, suffix: str) -> None:
     train = b"<mediawiki " + b"t" * (ENWIK8_BYTES - 11)
-    path = enwik8_file(tmp_path, suffix, train + b"RESERVED")
+    tail = b"for measuring" + b"m" * (ENWIK8_TAIL_BYTES - 13)
+    path = enwik8_file(tmp_path, suffix, train + tail + b"REST")
     archive = make_sdist(tmp_path, "alpha", many(1))
     out = tmp_path / "out"
     manifest = build([source_of(archive)], tmp_path, out, 0.0, path)
     assert (out / "enwik8.train.bin").read_bytes() == train
-    assert ENWIK8_BYTES == 3_600_000
+    assert (out / "enwik8.tail.bin").read_bytes() == tail
+    assert (ENWIK8_BYTES, ENWIK8_TAIL_BYTES) == (3_600_000, 400_000)
     assert manifest["outputs"]["enwik8.train.bin"]["bytes"] == ENWIK8_BYTES
+    assert manifest["outputs"]["enwik8.tail.bin"]["bytes"] == ENWIK8_TAIL_BYTES
+    uses = {name: output.get("use") for name, output in manifest["outputs"].items()}
+    assert {name for name, use in uses.items() if use} == {"enwik8.tail.bin"}
+    assert uses["enwik8.tail.bin"] == "for measuring only"
+
+
+def test_an_enwik8_without_a_tail_gives_none(tmp_path: Path) -> None:
+    path = enwik8_file(tmp_path, "", b"<mediawiki short")
+    archive = make_sdist(tmp_path, "alpha", many(1))
+    manifest = build([source_of(archive)], tmp_path, tmp_path / "out", 0.0, path)
+    assert "enwik8.train.bin" in manifest["outputs"]
+    assert not (tmp_path / "out" / "enwik8.tail.bin").exists()
 
 
 def test_enwik8_mistakes(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tiny import agreeing_prophet, tiny_model
 
 from train.data import Sample
-from train.measurement import loop_start, measure_acceptance, spread_prompts
+from train.measurement import loop_start, measure_acceptance, prompt_bytes, spread_prompts
 from train.score import bits_per_byte
 
 
@@ -68,5 +68,12 @@ def test_overlapping_windows_score_every_byte_once() -> None:
 
 def test_prompts_are_spread_evenly() -> None:
     sample = Sample("x", np.arange(256 * 40).astype(np.uint8))
-    prompts = spread_prompts(sample, 4)
+    prompts = spread_prompts(sample, 4, 256)
     assert [len(prompt) for prompt in prompts] == [256] * 4
+
+
+@pytest.mark.parametrize(("context", "size", "expected"), [(2048, 9000, 256), (128, 9000, 64)])
+def test_prompts_fit_the_context(context: int, size: int, expected: int) -> None:
+    sample = Sample("x", np.zeros(size, np.uint8))
+    assert prompt_bytes(context, [sample]) == expected
+    assert prompt_bytes(context, [sample, Sample("y", np.zeros(50, np.uint8))]) == 50

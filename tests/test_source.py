@@ -1,9 +1,12 @@
 """Sources of training bytes: what is found, packed, split and refused."""
 
 import gzip
+import io
 import lzma
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -27,8 +30,19 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
+def encrypted_zip() -> bytes:
+    """An archive that says of its file that it is encrypted: the flag is all that is looked at."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("secret.txt", b"secret")
+    content = bytearray(out.getvalue())
+    content[content.index(b"PK\x03\x04") + 6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(content)
+
+
 def whole(argument: Path, cache: Path, packing: Packing = WHOLE, limit: int = 0) -> bytes:
-    return open_source(str(argument), packing, cache, limit)[0].tobytes()
+    return open_source([str(argument)], packing, cache, limit)[0].tobytes()
 
 
 def test_a_directory_is_all_its_files_in_a_fixed_order(tree: Path, tmp_path: Path) -> None:
@@ -71,10 +85,10 @@ def test_splitting_by_fraction_takes_the_end(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(bytes(range(100)))
     packing = Packing(separator=None, by_file=False, validation_fraction=0.05)
-    training, held_out = open_source(str(path), packing, tmp_path)
+    training, held_out = open_source([str(path)], packing, tmp_path)
     assert training.tobytes() == bytes(range(95))
     assert held_out.tobytes() == bytes(range(95, 100))
-    limited = open_source(str(path), packing, tmp_path, limit=40)
+    limited = open_source([str(path)], packing, tmp_path, limit=40)
     assert [len(part) for part in limited] == [38, 2]
 
 
@@ -85,7 +99,7 @@ def test_splitting_by_file_keeps_files_whole_and_is_the_same_anywhere(tmp_path: 
         root.mkdir()
         for index in range(40):
             (root / f"file{index}").write_bytes(b"%d" % index)
-        parts.append(open_source(str(root), packing, root / ".cache"))
+        parts.append(open_source([str(root)], packing, root / ".cache"))
     (training, held_out), (again, held_again) = parts
     assert training.tobytes() == again.tobytes()
     assert held_out.tobytes() == held_again.tobytes()
@@ -94,8 +108,32 @@ def test_splitting_by_file_keeps_files_whole_and_is_the_same_anywhere(tmp_path: 
     assert 4 <= len(held_out.tobytes().split()) <= 20
 
 
+def test_several_arguments_are_one_source_as_their_directory_would_be(
+    tree: Path, tmp_path: Path
+) -> None:
+    arguments = [str(tree / name) for name in ("b.txt", "a.txt", "*.txt", "below")]
+    separated = Packing(separator=0, by_file=False, validation_fraction=0.0)
+    content = open_source(arguments, separated, tmp_path)[0].tobytes()
+    # each file once, in the order in which it is named first
+    assert content == b"bbbb\0aa\0ccc\0dd\0d\0"
+    root = tmp_path / "many"
+    root.mkdir()
+    for index in range(40):
+        (root / f"{index:02}").write_bytes(b"%d " % index)
+    by_file = Packing(separator=None, by_file=True, validation_fraction=0.3)
+    files = [str(path) for path in sorted(root.iterdir())]
+    for part, other in zip(
+        open_source(files, by_file, tmp_path / "here"),
+        open_source([str(root)], by_file, tmp_path / "there"),
+        strict=True,
+    ):
+        assert part.tobytes() == other.tobytes()
+
+
 def test_what_cannot_be_read_is_named(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.bin").touch()
+    (tmp_path / "empty.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "locked.zip").write_bytes(encrypted_zip())
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.gz").write_bytes(gzip.compress(bytes(5000))[:-9])
     (tmp_path / "broken.xz").write_bytes(lzma.compress(bytes(5000))[:-9])
@@ -104,6 +142,8 @@ def test_what_cannot_be_read_is_named(tree: Path, tmp_path: Path) -> None:
     for name, message in (
         ("missing.bin", "no such file"),
         ("empty.bin", "is empty"),
+        ("empty.gz", "is empty"),
+        ("locked.zip", "cannot be read: File 'secret.txt' is encrypted"),
         ("empty", "no file matches"),
         ("*.none", "no file matches"),
         ("broken.gz", "not whole"),
@@ -115,6 +155,10 @@ def test_what_cannot_be_read_is_named(tree: Path, tmp_path: Path) -> None:
             whole(tmp_path / name, tmp_path / "cache")
         assert name in str(error.value)
         assert message in str(error.value)
+        assert "cache" not in str(error.value)
+    empties = [str(tmp_path / name) for name in ("empty.bin", "empty.gz")]
+    with pytest.raises(DataError, match=r"empty\.bin and 1 more: is empty"):
+        open_source(empties, replace(WHOLE, separator=0), tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.partial"))
     by_file = Packing(separator=None, by_file=True, validation_fraction=0.5)
     with pytest.raises(DataError, match="one file cannot be split by file"):
@@ -122,3 +166,31 @@ def test_what_cannot_be_read_is_named(tree: Path, tmp_path: Path) -> None:
     by_file = Packing(separator=None, by_file=True, validation_fraction=0.0)
     with pytest.raises(DataError, match="leaves none for validation"):
         whole(tree, tmp_path, by_file)
+
+
+def test_files_that_cannot_be_opened_are_named(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: Any, **more: Any) -> IO[Any]:
+        if path.name == "b.txt":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **more)
+
+    def refuse_all(*arguments: Any, **more: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("numpy.memmap", refuse_all)
+    for name in ("", "b.txt"):  # packed, then mapped
+        with pytest.raises(DataError, match=r"b\.txt: cannot be read: Permission denied"):
+            whole(tree / name, tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_told_from_a_source_that_cannot_be_read(
+    tree: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/.*\.bin: cannot be written: File exists"):
+        whole(tree, tmp_path / "file")

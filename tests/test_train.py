@@ -14,9 +14,11 @@ from train.__main__ import main
 from train.config import ModelShape, TrainConfig
 from train.data import Corpus
 from train.export import export
+from train.objective import Losses
 from train.save import TrainingError
 from train.source import DataError, Packing
 from train.trainer import Trainer
+from train.world import World
 
 CPU = torch.device("cpu")
 TINY = ModelShape(
@@ -133,6 +135,70 @@ def test_resuming_under_another_configuration_is_refused(text: Path, tmp_path: P
         other.resume()
 
 
+def test_accumulated_batches_are_one_batch(text: Path, tmp_path: Path) -> None:
+    # every offset, so that both train the prophet at the same
+    whole = config(text, windows=(64,), window_shares=(1.0,), starts=1.0)
+    halves = Trainer(replace(whole, batch=2, accumulate=2), tmp_path / "halves", CPU)
+    at_once = Trainer(whole, tmp_path / "whole", CPU)
+    drawn = torch.cat([halves.corpus.batch(0, draw, 2, 64) for draw in (0, 1)])
+
+    class Drawn:
+        def batch(self, *arguments: int) -> torch.Tensor:
+            return drawn
+
+    at_once.corpus = Drawn()  # type: ignore[assignment]
+    losses = []
+    for trainer in (halves, at_once):
+        trainer.optimizers.step = lambda share: None  # type: ignore[method-assign]
+        losses.append(trainer.train_step())
+    for name in ("total", "model_bits", "prophet_bits", "acceptance"):
+        torch.testing.assert_close(getattr(losses[0], name), getattr(losses[1], name))
+    for ours, theirs in zip(
+        halves.optimizers.parameters, at_once.optimizers.parameters, strict=True
+    ):
+        assert ours.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_validations_of_all_windows_are_in_the_longest(text: Path, tmp_path: Path) -> None:
+    """Else a run would look better for having gone on to longer windows."""
+    trainer = Trainer(config(text, steps=8, validation_bytes=512), tmp_path, CPU)
+    lengths = []
+    losses = trainer.losses
+
+    def seen(tokens: torch.Tensor, draw: int, model: torch.nn.Module) -> Losses:
+        lengths.append(tuple(tokens.shape))
+        return losses(tokens, draw, model)
+
+    trainer.losses = seen  # type: ignore[method-assign]
+    for trainer.step in (0, 7):
+        assert trainer.config.window_at(trainer.step)[1] == (128 if trainer.step else 64)
+        trainer.evaluate()
+    # as many bytes at once as in a step
+    assert lengths == [(2, 128)] * 4
+
+
+def test_the_leader_says_which_type_is_faster(text: Path, tmp_path: Path) -> None:
+    class Follower(World):
+        def leaders(self, value: object) -> torch.dtype:  # type: ignore[override]
+            return torch.bfloat16
+
+    auto = config(text, dtype="auto")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("train.trainer.matrix_type", lambda name, device: torch.float32)
+        assert Trainer(auto, tmp_path, CPU, Follower()).dtype == torch.bfloat16
+        assert Trainer(auto, tmp_path, CPU).dtype == torch.float32
+
+
+def test_batches_that_cannot_be_shared_are_refused_before_the_first_step(
+    text: Path, tmp_path: Path
+) -> None:
+    four = World()
+    four.size = 4
+    with pytest.raises(ValueError, match="batch: 2 rows cannot be shared evenly by 4"):
+        Trainer(config(text), tmp_path, CPU, four)  # 4 rows of 64 bytes, then 2 of 128
+
+
 def test_the_configuration_survives_its_json(text: Path) -> None:
     whole = config(text, mix=(1.0,), validation=(str(text),))
     assert TrainConfig.from_json(whole.to_json()) == whole
@@ -196,7 +262,9 @@ def test_an_export_holds_the_weights_of_the_run(text: Path, tmp_path: Path) -> N
 def corpus(*paths: Path, mix: tuple[float, ...] = (), window: int = 50) -> Corpus:
     packing = Packing(separator=None, by_file=False, validation_fraction=0.1)
     cache = paths[0].parent / "cache"
-    return Corpus.open(tuple(map(str, paths)), mix, (), packing, window, cache)
+    arguments = tuple(map(str, paths))
+    sources = tuple((path,) for path in arguments) if mix else (arguments,)
+    return Corpus.open(sources, mix, (), packing, window, cache)
 
 
 def test_batches_depend_on_seed_and_step_alone(text: Path) -> None:
@@ -216,10 +284,17 @@ def test_validation_bytes_are_never_trained_on(tmp_path: Path) -> None:
     assert set(rows.unique().tolist()) == {ord("z")}
 
 
-def test_a_set_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "short.bin").write_bytes(b"short")
+def test_a_set_shorter_than_a_window_is_refused(text: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.bin"
+    short.write_bytes(b"short")
     with pytest.raises(DataError, match=r"short\.bin: 5 bytes for training"):
-        corpus(tmp_path / "short.bin")
+        corpus(short)
+    (tmp_path / "long.bin").write_bytes(bytes(400))
+    with pytest.raises(DataError, match=r"long\.bin: 40 bytes for validation are fewer than one"):
+        corpus(tmp_path / "long.bin")
+    for part in ("validation", "test"):
+        with pytest.raises(DataError, match=rf"short\.bin: 5 bytes for {part}"):
+            Trainer(config(text, **{part: (str(short),)}), tmp_path, CPU)
 
 
 def test_the_command_reports_bad_data_in_one_line(

@@ -1,8 +1,9 @@
 """`python -m train --data FILE... --out DIR`: trains model and prophet, exports a checkpoint.
 
 `python -m train prophet --checkpoint DIR --data FILE... --out DIR` trains a prophet for the model
-of a checkpoint, which is kept as it is.  The same command resumes a run that was stopped; under
-torchrun several processes share each batch.
+of a checkpoint, which is kept as it is.  The same command resumes a run that was stopped, and with
+--export turns what it has so far into a checkpoint; under torchrun several processes share each
+batch.
 """
 
 import argparse
@@ -26,13 +27,14 @@ TUPLES = {"mix": float, "windows": int, "window_shares": float}
 """Kinds of the list flags that are not paths."""
 
 HELP = {
-    "mix": "how often each data path is drawn from, as weights; by default by their bytes",
-    "validation": "files that choose the best weights; by default a share of the data",
-    "test": "files for the card's figures; by default the validation bytes",
+    "mix": "how often each data path is drawn from, as weights: each is a source of its own then",
+    "validation": "files that choose the best weights, each a sample of its own; "
+    "by default a share of the data",
+    "test": "files for the card's figures, likewise; by default the validation bytes",
     "test_prompts": "prompts of each test file on which acceptance is measured",
     "validation_fraction": "share of the data kept for validation",
     "split": "what goes to validation: the last fraction of each source, or whole files",
-    "separate": "put the end-of-document byte behind each file",
+    "separate": "put the end-of-document byte behind each file of a source of several",
     "data_limit": "bytes used of each source, 0 for all",
     "start_from": "directory of a run whose last weights and optimizer state to begin with",
     "steps": "steps of the whole run; the rate's schedule is made for them",
@@ -112,11 +114,21 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
         "--data",
         nargs="+",
         required=True,
-        help="files, directories or globs; plain, .gz, .xz, .zip",
+        help="files, directories or globs; plain, .gz, .xz, .zip; together one source, as if "
+        "they lay in one directory, unless --mix weighs them",
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory of the run")
+    out = Path("runs", "prophet" if prophet_alone else known.preset)
+    parser.add_argument(
+        "--out", type=Path, default=out, help=f"directory of the run (default: {out})"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--max-steps", type=int, help="stop after so many, to go on another time")
+    parser.add_argument(
+        "--export",
+        action="store_true",
+        default=False,
+        help="train no further: export the best weights of the run so far",
+    )
     parser.add_argument(
         "--about-data", default="", help="what the data is and its licences, for the model card"
     )
@@ -146,19 +158,24 @@ def main(arguments: list[str]) -> int:
         config, options = parse(arguments)
         device = world.device(options.device)
         world.join(device)
-        options.out.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(config, options.out, device, world)
         resumed = trainer.resume()
         if resumed and world.leads:
             print(f"resumed {trainer.save_path} at step {trainer.step}")
-        trainer.run(getattr(options, "max_steps", None))
+        if options.export and not resumed:
+            raise TrainingError(f"export: {trainer.save_path} is not there: nothing was trained")
+        if not options.export:
+            trainer.run(getattr(options, "max_steps", None))
         if world.leads:
-            if trainer.step < config.steps:
-                print(f"stopped at step {trainer.step}; the same command goes on from there")
+            if trainer.step < config.steps and not options.export:
+                print(
+                    f"stopped at step {trainer.step}; the same command goes on from there, "
+                    "with --export it makes a checkpoint of it"
+                )
             else:
                 export(trainer, options.out / "checkpoint", options.about_data)
                 print(f"exported {options.out / 'checkpoint'}")
-    except (TrainingError, ValueError) as error:
+    except (TrainingError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:

@@ -5,15 +5,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from train.demonstration import readable
-from train.measurement import NEW_BYTES, PROMPT_BYTES, Acceptance
+from train.measurement import Acceptance
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Unseen bytes of one kind: bits per byte, acceptance, (temperature, prompt, output)."""
+    """Unseen bytes of one kind: bits per byte, acceptance, (temperature, prompt, output).
+
+    `scored` are the bytes that the bits are of, from the first on; `prompts` and `prompt_bytes`,
+    `new_bytes` say how many prompts were continued, how long they are and their outputs.
+    """
 
     name: str
+    scored: int
     bits: float
+    prompts: int
+    prompt_bytes: int
+    new_bytes: int
     acceptance: Sequence[Acceptance]
     samples: Sequence[tuple[float, bytes, bytes]]
 
@@ -36,21 +44,22 @@ def model_card(
         "",
         "## Unseen bytes",
         "",
-        "Bits per byte of the model; windows of its whole context overlap by half, so that all but "
-        "the first bytes are scored after at least half a context.",
+        "Bits per byte of the model over the first bytes of each file; windows of its whole "
+        "context overlap by half, so that all but the first bytes are scored after at least half a "
+        "context.",
         "",
-        "| bytes of | bits per byte |",
-        "|---|---|",
+        "| file | bytes scored | bits per byte |",
+        "|---|---|---|",
     ]
-    lines += [f"| {d.name} | {d.bits:.3f} |" for d in domains]
+    lines += [f"| {d.name} | {d.scored:,} | {d.bits:.3f} |" for d in domains]
     if any(domain.acceptance for domain in domains):
-        prompts = record["config"]["test_prompts"]
+        prompts = ", ".join(f"{domain.prompts} of {domain.name}" for domain in domains)
         lines += [
             "",
-            f"Mean bytes per round (one pass of the model) over {prompts} prompts of "
-            f"{PROMPT_BYTES} bytes, {NEW_BYTES} generated for each, and the share of rounds in "
-            "which the first, second, … draft was accepted. Left out: what a greedy output writes "
-            "after it has begun to repeat itself to its end.",
+            "Mean bytes per round (one pass of the model) over evenly spread prompts "
+            f"({prompts}) of {domains[0].prompt_bytes} bytes, {domains[0].new_bytes} generated for "
+            "each, and the share of rounds in which the first, second, … draft was accepted. Left "
+            "out: what a greedy output writes after it has begun to repeat itself to its end.",
             "",
             "| bytes of | γ | temperature | bytes per round | accepted by position |",
             "|---|---|---|---|---|",
@@ -62,7 +71,8 @@ def model_card(
                 f"| {domain.name} | {item.draft_length} | {item.temperature} "
                 f"| {item.bytes_per_round:.2f} | {shares} |"
             )
-    lines += ["", "## Samples", "", "Prompt, then ⟶, then what the model wrote; not chosen.", ""]
+    lines += ["", "## Samples", ""]
+    lines += ["The first prompt of each file, then ⟶, then what the model wrote; not chosen.", ""]
     for domain in domains:
         for temperature, prompt, output in domain.samples:
             text = readable(prompt[-64:]) + "⟶" + readable(output)
@@ -110,7 +120,8 @@ def _phases(record: Mapping[str, Any]) -> list[str]:
         )
     lines += [
         "",
-        f"On {record['device']} ({record['threads']} threads, {record['processes']} process), "
+        f"On {record['processor']} ({record['device']}, {record['threads']} threads, "
+        f"{record['processes']} {'process' if record['processes'] == 1 else 'processes'}), "
         f"torch {record['torch']}.",
     ]
     return lines

@@ -77,6 +77,8 @@ class TrainConfig:
     step keeps its bytes.  `starts` is the share of offsets in a window at which the prophet is
     trained, 0 to train the model alone; `detach` keeps the prophet's gradient out of the model.
     `prophet_reach` weighs each drafted place by the probability that a round gets as far.
+    All paths of `data` are one source, as if they lay in one directory; with `mix`, one weight
+    each, they are sources of their own.
     What `validation` files say chooses the best weights; the card's figures come from `test` files
     (the validation ones where there are none), acceptance from `test_prompts` prompts of each.
     `data_limit` bytes of each source are used, 0 for all.  `split` by fraction or by file;
@@ -168,19 +170,29 @@ class TrainConfig:
             raise ValueError(
                 "starts: with a frozen model there is nothing to train but the prophet"
             )
-        if max(self.windows) > self.shape.context:
+        # a frozen model has its own context, which is known once it is read
+        if not self.frozen and max(self.windows) > self.shape.context:
             raise ValueError(
                 f"a window of {max(self.windows)} exceeds the context of {self.shape.context}"
             )
         if min(self.windows) <= self.shape.draft_length:
             raise ValueError(f"windows must exceed the draft length {self.shape.draft_length}")
 
+    @property
+    def sources(self) -> tuple[tuple[str, ...], ...]:
+        """Arguments of `data` that are one source: all of them, or with `mix` each alone."""
+        return tuple((path,) for path in self.data) if self.mix else (self.data,)
+
+    def rows_of(self, length: int) -> int:
+        """Rows of `length` bytes that hold as many as `batch` rows of the first window."""
+        return max(1, self.batch * self.windows[0] // length)
+
     def window_at(self, step: int) -> tuple[int, int]:
         """Rows and bytes per row of a step, counted from 0."""
         done = (step + 0.5) / self.steps * sum(self.window_shares)
         passed = [share for share in accumulate(self.window_shares) if share < done]
         length = self.windows[min(len(passed), len(self.windows) - 1)]
-        return max(1, self.batch * self.windows[0] // length), length
+        return self.rows_of(length), length
 
     def rate_at(self, step: int) -> float:
         """Share of the full learning rate: linear warm-up, flat, then linear to zero."""
@@ -216,6 +228,17 @@ class TrainConfig:
 
 
 SEED = TrainConfig(
+    data=(),
+    mix=(),
+    validation=(),
+    test=(),
+    test_prompts=64,
+    validation_fraction=5 / 95,
+    split="fraction",
+    separate=False,
+    data_limit=95_000_000,
+    frozen="",
+    start_from="",
     steps=100_000,
     batch=4,
     accumulate=4,
@@ -223,17 +246,25 @@ SEED = TrainConfig(
     window_shares=(1.0,),
     starts=1.0,
     detach=False,
+    prophet_weight=1.0,
     prophet_loss="cross_entropy",
+    prophet_reach=False,
     optimizer="adam",
+    muon_rate=0.02,
+    muon_momentum=0.95,
     adam_rate=1e-4,
     weight_decay=0.0,
     warmup=0,
     decay_fraction=0.0,
     clip=0.5,
-    data_limit=95_000_000,
-    validation_fraction=5 / 95,
+    seed=0,
+    dtype="auto",
+    compile=False,
     evaluate_every=100,
+    save_every=50,
     demonstrate_every=100,
+    tensorboard=False,
+    validation_bytes=65536,
     shape=ModelShape(
         hidden_size=512,
         depth=10,
@@ -241,12 +272,17 @@ SEED = TrainConfig(
         kv_heads=8,
         intermediate_size=1408,
         context=512,
+        rope_theta=10000.0,
+        prophet_kind="autoregressive",
         prophet_depth=2,
         leading_states=2,
         draft_length=5,
         eos_byte=-1,
     ),
 )
-"""The recipe of lucidrains/speculative-decoding's prophet trainer, on a Llama block."""
+"""The recipe of lucidrains/speculative-decoding's prophet trainer, on a Llama block.
+
+Every field is stated: a better default recipe must not change it.
+"""
 
 PRESETS = {"default": TrainConfig(), "seed": SEED}

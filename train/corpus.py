@@ -11,12 +11,12 @@ and manifest.json. Every document is followed by one 0x00 byte, the end-of-docum
 occurs nowhere else. The same archives and list give the same bytes.
 
 With ``--enwik8`` the first 3,600,000 bytes of that file (plain, .gz or .zip), and never more,
-become enwik8.train.bin: the bytes after them are reserved for measuring and are not read into
-any output. There is no 0x00 in it: it is one long text.
+become enwik8.train.bin. At most 400,000 bytes after them become enwik8.tail.bin, which is for
+measuring only, as the manifest says. There is no 0x00 in them: they are one long text.
 
 What this does not know: which documents are good, nor how near validation text is to training
 text: a document may share up to 70 % of its lines with earlier ones. A file of an earlier run that
-this run does not write (enwik8.train.bin) is left lying; manifest.json names those that belong.
+this run does not write (enwik8's) is left lying; manifest.json names those that belong.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ from train.corpus_source import CLASSES, CorpusError, Source, find_archive, read
 
 SOURCES = Path(__file__).with_name("corpus_sources.toml")
 ENWIK8_BYTES = 3_600_000
+ENWIK8_TAIL_BYTES = 400_000
+ENWIK8_TAIL = "enwik8.tail.bin"
 ENWIK8_START = b"<mediawiki"
 SUFFIXES = {"prose": (".rst", ".md", ".txt"), "code": (".py",)}
 # No package may set the tone: the files beyond the cap are left out, in hash order.
@@ -115,27 +117,28 @@ def joined(documents: Iterable[Document]) -> bytes:
     return b"".join(document.text + b"\0" for document in ordered)
 
 
-def read_enwik8(path: Path) -> bytes:
-    """The part of enwik8 that may be trained on."""
+def read_enwik8(path: Path) -> tuple[bytes, bytes]:
+    """(what may be trained on, what is for measuring only) of enwik8; the second may be empty."""
+    most = ENWIK8_BYTES + ENWIK8_TAIL_BYTES
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as handle:
-                data = handle.read(ENWIK8_BYTES)
+                data = handle.read(most)
         elif path.suffix == ".zip":
             with zipfile.ZipFile(path) as bundle:
                 names = [name for name in bundle.namelist() if not name.endswith("/")]
                 if len(names) != 1:
                     raise CorpusError(f"--enwik8 {path}: {len(names)} files in it, 1 expected")
                 with bundle.open(names[0]) as member:
-                    data = member.read(ENWIK8_BYTES)
+                    data = member.read(most)
         else:
             with path.open("rb") as handle:
-                data = handle.read(ENWIK8_BYTES)
+                data = handle.read(most)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise CorpusError(f"--enwik8 {path}: cannot be read: {error}") from error
     if not data.startswith(ENWIK8_START):
         raise CorpusError(f"--enwik8 {path}: does not begin like enwik8 ({ENWIK8_START.decode()})")
-    return data
+    return data[:ENWIK8_BYTES], data[ENWIK8_BYTES:]
 
 
 def write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -179,7 +182,10 @@ def build(
         raise CorpusError("--validation-fraction must be at least 0 and less than 1")
     outputs: dict[str, tuple[bytes, int]] = {}
     if enwik8 is not None:  # first, so that a wrong path costs no minutes
-        outputs["enwik8.train.bin"] = (read_enwik8(enwik8), 1)
+        train, tail = read_enwik8(enwik8)
+        outputs["enwik8.train.bin"] = (train, 1)
+        if tail:
+            outputs[ENWIK8_TAIL] = (tail, 1)
     seen = SeenText()
     documents: dict[str, list[Document]] = {name: [] for name in CLASSES}
     records = []
@@ -215,6 +221,7 @@ def build(
                 "bytes": len(data),
                 "documents": count,
                 "sha256": hashlib.sha256(data).hexdigest(),
+                **({"use": "for measuring only"} if name == ENWIK8_TAIL else {}),
             }
             for name, (data, count) in sorted(outputs.items())
         },

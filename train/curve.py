@@ -1,6 +1,7 @@
 """A run to look at: curve.csv and curve.png in its directory, TensorBoard on request.
 
-Losses in bits per byte, acceptance by drafted place; one row a validation.
+Losses in bits per byte, acceptance by drafted place; one row a validation.  Where no prophet is
+trained there is only the model's loss.
 """
 
 import csv
@@ -12,6 +13,7 @@ from typing import Any
 from specdec.checkpoint_file import write_atomically
 
 Row = dict[str, Any]
+PARTS = ("model", "prophet")
 
 
 def flat(row: Row) -> dict[str, float]:
@@ -19,9 +21,10 @@ def flat(row: Row) -> dict[str, float]:
     result: dict[str, float] = {"step": row["step"], "seconds": row["seconds"]}
     for name, figures in row.items():
         if isinstance(figures, dict):
-            result[f"{name}/model"] = figures["model"]
-            result[f"{name}/prophet"] = figures["prophet"]
-            for place, value in enumerate(figures["acceptance"], 1):
+            for part in PARTS:
+                if part in figures:
+                    result[f"{name}/{part}"] = figures[part]
+            for place, value in enumerate(figures.get("acceptance", ()), 1):
                 result[f"{name}/acceptance_{place}"] = value
     return result
 
@@ -30,7 +33,8 @@ def write_curve(directory: Path, curve: Sequence[Row]) -> None:
     """Both files, each whole or as it was."""
     rows = [flat(row) for row in curve]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[-1]))
+    # a column is one that the newest row has
+    writer = csv.DictWriter(text, list(rows[-1]), extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(directory / "curve.csv", text.getvalue().encode())
@@ -56,24 +60,29 @@ def plot(curve: Sequence[Row]) -> bytes:
 
     names = [name for name, value in curve[-1].items() if isinstance(value, dict)]
     steps = [row["step"] for row in curve]
-    figure = Figure(figsize=(5.5 * len(names), 7), layout="constrained")
-    axes = figure.subplots(2, len(names), squeeze=False, sharex=True)
+    places = len(curve[-1][names[0]].get("acceptance", ()))
+    panels = 2 if places else 1
+    figure = Figure(figsize=(5.5 * len(names), 3.5 * panels), layout="constrained")
+    axes = figure.subplots(panels, len(names), squeeze=False, sharex=True)
     for column, name in enumerate(names):
-        above, below = axes[0][column], axes[1][column]
-        for part in ("model", "prophet"):
-            above.plot(steps, [row[name][part] for row in curve], label=part)
+        above, below = axes[0][column], axes[-1][column]
+        for part in PARTS:
+            if part in curve[-1][name]:
+                above.plot(steps, [row[name][part] for row in curve], label=part)
         above.set_title(name)
         above.set_ylabel("bits per byte")
         above.legend()
-        for place in range(len(curve[-1][name]["acceptance"])):
+        below.set_xlabel("step")
+        for axis in axes[:, column]:
+            axis.grid(alpha=0.3)
+        if not places:
+            continue
+        for place in range(places):
             values = [row[name]["acceptance"][place] for row in curve]
             below.plot(steps, values, label=f"draft {place + 1}")
         below.set_ylim(0, 1)
-        below.set_xlabel("step")
         below.set_ylabel("acceptance, given all before")
         below.legend(fontsize="small", ncols=2)
-        for axis in (above, below):
-            axis.grid(alpha=0.3)
     png = io.BytesIO()
     FigureCanvasAgg(figure).print_png(png)
     return png.getvalue()

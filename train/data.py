@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.source import Bytes, DataError, Packing, open_source
+from train.source import Bytes, DataError, Packing, open_source, source_name
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Corpus:
     @classmethod
     def open(
         cls,
-        data: tuple[str, ...],
+        data: tuple[tuple[str, ...], ...],
         mix: tuple[float, ...],
         validation: tuple[str, ...],
         packing: Packing,
@@ -56,23 +56,24 @@ class Corpus:
         limit: int = 0,
         test: tuple[str, ...] = (),
     ) -> "Corpus":
-        """Opens the sources; without `validation` sources a part of each is kept for it.
+        """Opens the sources of `data`, each given by one path or several.
 
-        Without `test` sources the validation samples serve for both.
+        Without `validation` paths a part of each source is kept for it; without `test` paths the
+        validation samples serve for both.  Each of those paths is a sample of its own.
 
         DataError where a part is shorter than one window.
         """
-        if not data:
+        if not data or not all(data):
             raise DataError("data: give at least one file, directory or glob")
         whole = Packing(packing.separator, by_file=False, validation_fraction=0.0)
         training, held_out = [], []
-        for argument in data:
-            kept, left = open_source(argument, whole if validation else packing, cache, limit)
-            training.append(Sample(_name(argument), kept))
-            held_out.append(Sample(_name(argument), left))
+        for paths in data:
+            kept, left = open_source(paths, whole if validation else packing, cache, limit)
+            training.append(Sample(_name(paths), kept))
+            held_out.append(Sample(_name(paths), left))
         if validation:
-            held_out = [Sample(_name(a), open_source(a, whole, cache)[0]) for a in validation]
-        tests = [Sample(_name(a), open_source(a, whole, cache)[0]) for a in test] or held_out
+            held_out = [Sample(_name((a,)), open_source((a,), whole, cache)[0]) for a in validation]
+        tests = [Sample(_name((a,)), open_source((a,), whole, cache)[0]) for a in test] or held_out
         parts = (("training", training), ("validation", held_out), ("test", tests))
         for part, samples in parts:
             for sample in samples:
@@ -97,5 +98,5 @@ class Corpus:
         return torch.cat(parts)
 
 
-def _name(argument: str) -> str:
-    return Path(argument).name or argument
+def _name(paths: tuple[str, ...]) -> str:
+    return source_name([Path(path).name or path for path in paths])

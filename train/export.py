@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from specdec.checkpoint_file import write_atomically
 from specdec.config import ModelConfig
 from train.card import Domain, model_card
 from train.curve import write_curve
-from train.measurement import measure_acceptance, spread_prompts
+from train.measurement import NEW_BYTES, measure_acceptance, prompt_bytes, spread_prompts
+from train.save import writing
 from train.score import bits_per_byte
 from train.trainer import Trainer, phase
 
 DRAFT_LENGTHS = (3, 5, 8)
 TEMPERATURES = (0.0, 0.7, 1.0)
-SCORED_BYTES = 200_000
+SCORED_BYTES = 400_000
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -28,8 +30,10 @@ def export(trainer: Trainer, directory: Path, about_data: str) -> None:
     """Writes the best weights so far; each file appears whole or not at all.
 
     With a frozen model its files are copied as they are, and the prophet is put beside them.
+    TrainingError or CheckpointError name the file that cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     step = trainer.load_best()
     frozen = trainer.config.frozen
     record = training_record(trainer, step)
@@ -38,7 +42,7 @@ def export(trainer: Trainer, directory: Path, about_data: str) -> None:
         for path in sorted(Path(frozen).iterdir()):
             weights = path.name.startswith("model") and ".safetensors" in path.name
             if weights or path.name in MODEL_FILES:
-                shutil.copyfile(path, directory / path.name)
+                _copy(path, directory / path.name)
         save_prophet(directory, trainer.prophet)
     else:
         save_checkpoint(directory, trainer.model, prophet)
@@ -53,6 +57,17 @@ def export(trainer: Trainer, directory: Path, about_data: str) -> None:
     write_atomically(directory / "README.md", card.encode())
 
 
+def _copy(path: Path, target: Path) -> None:
+    temporary = target.with_name(target.name + ".partial")
+    try:
+        with writing(target):
+            shutil.copyfile(path, temporary)
+            temporary.replace(target)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def training_record(trainer: Trainer, step: int) -> dict[str, Any]:
     """Every hyperparameter, seed and version, the curve, and how what it began with was made."""
     return {
@@ -62,6 +77,7 @@ def training_record(trainer: Trainer, step: int) -> dict[str, Any]:
         "prophet_parameters": sum(p.numel() for p in trainer.prophet.parameters()),
         "exported_step": step,
         "device": str(trainer.device),
+        "processor": processor(trainer.device),
         "processes": trainer.world.size,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -70,6 +86,16 @@ def training_record(trainer: Trainer, step: int) -> dict[str, Any]:
         "model": _record_of(trainer.config.frozen),
         "earlier": trainer.earlier,
     }
+
+
+def processor(device: torch.device) -> str:
+    """The name of what computes, as far as the machine tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _architecture(config: ModelConfig) -> dict[str, int]:
@@ -93,9 +119,12 @@ def _record_of(checkpoint: str) -> dict[str, Any] | None:
 
 def _domains(trainer: Trainer) -> list[Domain]:
     domains = []
-    for sample in trainer.corpus.test:
+    tests = trainer.corpus.test
+    context = trainer.model.config.max_position_embeddings
+    length = prompt_bytes(context, tests)
+    for sample in tests:
         figures, samples = [], []
-        prompts = spread_prompts(sample, trainer.config.test_prompts)
+        prompts = spread_prompts(sample, trainer.config.test_prompts, length)
         for temperature in TEMPERATURES if trainer.config.starts else ():
             for draft_length in DRAFT_LENGTHS:
                 acceptance, outputs = measure_acceptance(
@@ -106,8 +135,18 @@ def _domains(trainer: Trainer) -> list[Domain]:
                     draft_length=draft_length,
                 )
                 figures.append(acceptance)
-            middle = len(prompts) // 2
-            samples.append((temperature, prompts[middle], outputs[middle]))
+            samples.append((temperature, prompts[0], outputs[0]))
         bits = bits_per_byte(trainer.model, sample.content, SCORED_BYTES)
-        domains.append(Domain(sample.name, round(bits, 4), figures, samples))
+        domains.append(
+            Domain(
+                name=sample.name,
+                scored=min(SCORED_BYTES, len(sample.content)),
+                bits=round(bits, 4),
+                prompts=len(prompts),
+                prompt_bytes=length,
+                new_bytes=min(NEW_BYTES, context - length),
+                acceptance=figures,
+                samples=samples,
+            )
+        )
     return domains

@@ -18,6 +18,8 @@ from train.data import Sample
 
 PROMPT_BYTES = 256
 NEW_BYTES = 256
+"""What a prompt and its continuation have where context and sample are long enough."""
+
 SLOTS = 16
 
 
@@ -31,9 +33,14 @@ class Acceptance:
     by_position: tuple[float, ...]
 
 
-def spread_prompts(sample: Sample, count: int) -> list[bytes]:
-    """Evenly spread prompts of a sample."""
-    return [bytes(row.tolist()) for row in sample.spread(count * PROMPT_BYTES, PROMPT_BYTES)]
+def prompt_bytes(context: int, samples: Sequence[Sample]) -> int:
+    """Length of the prompts: at most half of the context, and no longer than any sample."""
+    return min(PROMPT_BYTES, context // 2, *(len(sample.content) for sample in samples))
+
+
+def spread_prompts(sample: Sample, count: int, length: int) -> list[bytes]:
+    """Evenly spread prompts of a sample, at most `count`."""
+    return [bytes(row.tolist()) for row in sample.spread(count * length, length)]
 
 
 def loop_start(output: bytes) -> int:
@@ -62,7 +69,10 @@ def measure_acceptance(
     temperature: float,
     draft_length: int,
 ) -> tuple[Acceptance, list[bytes]]:
-    """Continues the prompts with the seeds 0, 1, …; returns figures and outputs."""
+    """Continues the prompts with the seeds 0, 1, …; returns figures and outputs.
+
+    Outputs have NEW_BYTES, or as many as the context leaves behind the longest prompt.
+    """
     device = next(model.parameters()).device
     longest = max(map(len, prompts))
     new = min(NEW_BYTES, model.config.max_position_embeddings - longest)

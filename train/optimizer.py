@@ -50,9 +50,12 @@ class Optimizers:
             self.parts = [torch.optim.AdamW(matrices, lr=rate, betas=BETAS, weight_decay=decay)]
         self.parts.append(torch.optim.AdamW(rest, lr=rate, betas=BETAS, weight_decay=0.0))
 
-    def step(self, share: float, clip: float) -> None:
-        """Clips the joint gradient norm and steps at `share` of the rates."""
-        nn.utils.clip_grad_norm_(self.parameters, clip)
+    def clip(self, most: float) -> float:
+        """Clips the joint norm of the gradient; returns what it was."""
+        return float(nn.utils.clip_grad_norm_(self.parameters, most))
+
+    def step(self, share: float) -> None:
+        """Steps at `share` of the rates and drops the gradient."""
         for part, rate in zip(self.parts, self.rates, strict=True):
             for group in part.param_groups:
                 group["lr"] = rate * share

@@ -80,7 +80,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.samples", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--data", nargs="+", required=True, help="where prompts are taken from")
-    parser.add_argument("--mix", nargs="+", type=float, default=[])
+    parser.add_argument(
+        "--mix", nargs="+", type=float, default=[], help="weight of each data path, a source then"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bytes", type=int, default=1_000_000)
     parser.add_argument("--prompt-bytes", type=int, default=64)
@@ -91,7 +93,7 @@ def main(arguments: list[str]) -> int:
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         corpus = Corpus.open(
-            tuple(options.data),
+            tuple((path,) for path in options.data) if options.mix else (tuple(options.data),),
             tuple(options.mix),
             (),
             Packing(separator=None, by_file=False, validation_fraction=0.05),

@@ -6,6 +6,8 @@ as plain tensors and numbers only (`weights_only`): a save never runs code.
 
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,32 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the last save is intact."""
 
 
-def write_save(path: Path, state: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".partial")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file of a run that cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise TrainingError(f"{path}: {reason}; the last save is kept") from error
     except RuntimeError as error:
         # torch's own writer turns a full disk into this
-        temporary.unlink(missing_ok=True)
         raise TrainingError(f"{path}: {error}; the last save is kept") from error
+
+
+def write_save(path: Path, state: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_save(path: Path, device: torch.device) -> dict[str, Any]:

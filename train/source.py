@@ -1,8 +1,8 @@
 """Where training bytes lie: files, directories, globs; plain, .gz, .xz and .zip.
 
-One argument of `--data` is one source.  A single plain file is memory-mapped where it lies;
-anything else is packed once into a file beside the run, which is then memory-mapped, so that a set
-larger than memory can be trained on.  Each file, and each member of a .zip, is one document.
+A source has one argument of `--data` or several.  A single plain file is memory-mapped where it
+lies; anything else is packed once into a file beside the run, which is then memory-mapped, so that
+a set larger than memory can be trained on.  Each file, and each member of a .zip, is one document.
 Knows nothing of windows or batches.
 """
 
@@ -10,11 +10,11 @@ import gzip
 import hashlib
 import lzma
 import os
-import shutil
+import secrets
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
+
+CHUNK = 1 << 20
 
 COMPRESSED: dict[str, Callable[[Path], IO[bytes]]] = {
     ".gz": lambda path: gzip.open(path, "rb"),  # noqa: SIM115 - closed by `_pack`
@@ -52,19 +54,23 @@ class Packing:
 def expand(argument: str) -> list[Path]:
     """The files of an argument, in a fixed order: a file, all below a directory, or a glob's."""
     path = Path(argument)
-    if path.is_dir():
-        files = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]
-    elif path.is_file():
-        files = [path]
-    elif has_magic(argument):
-        # Path.glob takes no absolute patterns
-        found = (Path(name) for name in glob(argument, recursive=True))  # noqa: PTH207
-        files = [path for path in found if path.is_file()]
-    else:
-        raise DataError(f"{argument}: no such file")
+    with _reading(path):
+        files = _found(argument, path)
     if not files:
         raise DataError(f"{argument}: no file matches")
     return sorted(files)
+
+
+def _found(argument: str, path: Path) -> list[Path]:
+    if path.is_dir():
+        return [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]
+    if path.is_file():
+        return [path]
+    if has_magic(argument):
+        # Path.glob takes no absolute patterns
+        found = (Path(name) for name in glob(argument, recursive=True))  # noqa: PTH207
+        return [path for path in found if path.is_file()]
+    raise DataError(f"{argument}: no such file")
 
 
 def _hidden(path: Path) -> bool:
@@ -72,40 +78,49 @@ def _hidden(path: Path) -> bool:
 
 
 def open_source(
-    argument: str, packing: Packing, cache: Path, limit: int = 0
+    arguments: Sequence[str], packing: Packing, cache: Path, limit: int = 0
 ) -> tuple[Bytes, Bytes]:
-    """(training, validation) bytes of one argument; the second may be empty.
+    """(training, validation) bytes of the arguments in their order; the second may be empty.
 
-    Of a source that is split by fraction only the first `limit` bytes are taken, where not 0.
+    A file that several arguments name is taken once.  Of a source that is split by fraction only
+    the first `limit` bytes are taken, where not 0.
     """
-    files = expand(argument)
+    files = list(dict.fromkeys(path for argument in arguments for path in expand(argument)))
+    name = source_name(arguments)
     if len(files) == 1 and files[0].suffix not in (*COMPRESSED, ".zip"):
         if packing.by_file:
-            raise DataError(f"{argument}: one file cannot be split by file; split by fraction")
+            raise DataError(f"{name}: one file cannot be split by file; split by fraction")
         return _cut(_mapped(files[0]), packing.validation_fraction, limit)
     key = hashlib.sha256(repr((packing.separator, packing.by_file)).encode())
     for path in files:
-        facts = path.stat()
+        with _reading(path):
+            facts = path.stat()
         key.update(repr((str(path.resolve()), facts.st_size, facts.st_mtime_ns)).encode())
     packed = cache / f"{key.hexdigest()[:16]}.bin"
     if not packing.by_file:
         if not packed.exists():
-            _pack(files, packing.separator, packed)
+            _pack(name, files, packing.separator, packed)
         return _cut(_mapped(packed), packing.validation_fraction, limit)
     held_out = [path for path in files if _chosen(path.name, packing.validation_fraction)]
     rest = [path for path in files if path not in set(held_out)]
     if not rest or not held_out:
         raise DataError(
-            f"{argument}: splitting {len(files)} files by file leaves none for "
+            f"{name}: splitting {len(files)} files by file leaves none for "
             f"{'validation' if rest else 'training'}"
         )
     parts = []
-    for name, members in (("train", rest), ("valid", held_out)):
-        part = packed.with_suffix(f".{name}.bin")
+    for part_name, members in (("train", rest), ("valid", held_out)):
+        part = packed.with_suffix(f".{part_name}.bin")
         if not part.exists():
-            _pack(members, packing.separator, part)
+            _pack(f"{name} ({part_name})", members, packing.separator, part)
         parts.append(_mapped(part))
     return parts[0], parts[1]
+
+
+def source_name(arguments: Sequence[str]) -> str:
+    """What errors call a source: its argument, or the first of several."""
+    more = len(arguments) - 1
+    return f"{arguments[0]} and {more} more" if more else arguments[0]
 
 
 def _cut(content: Bytes, fraction: float, limit: int) -> tuple[Bytes, Bytes]:
@@ -121,48 +136,68 @@ def _chosen(name: str, fraction: float) -> bool:
 
 
 def _mapped(path: Path) -> Bytes:
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: is empty")
-    return np.memmap(path, np.uint8, mode="r")
+    with _reading(path):
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: is empty")
+        return np.memmap(path, np.uint8, mode="r")
 
 
-def _pack(files: list[Path], separator: int | None, target: Path) -> None:
+def _pack(name: str, files: list[Path], separator: int | None, target: Path) -> None:
     """Writes all documents into one file, which appears whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".partial")
+    # another run or machine may pack the same files at this moment
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as out:
             for path in files:
                 for document in _documents(path):
                     with document as content:
                         begin = out.tell()
-                        with _whole(path):
-                            shutil.copyfileobj(content, out, 1 << 20)
+                        while chunk := _read(content, path):
+                            out.write(chunk)
                     if separator is not None and out.tell() > begin:
                         out.write(bytes([separator]))
+            if not out.tell():
+                raise DataError(f"{name}: is empty")
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _documents(path: Path) -> Iterator[IO[bytes]]:
     if path.suffix == ".zip":
-        with _whole(path), zipfile.ZipFile(path) as archive:
+        with _reading(path):
+            archive = zipfile.ZipFile(path)
+        with archive:
             for member in sorted(archive.namelist()):
                 if not member.endswith("/"):
-                    yield archive.open(member)
+                    with _reading(path):
+                        document = archive.open(member)
+                    yield document
     else:
-        yield COMPRESSED.get(path.suffix, lambda plain: plain.open("rb"))(path)
+        with _reading(path):
+            plain = COMPRESSED.get(path.suffix, lambda plain: plain.open("rb"))(path)
+        yield plain
+
+
+def _read(content: IO[bytes], path: Path) -> bytes:
+    with _reading(path):
+        return content.read(CHUNK)
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Names the file where its compression turns out broken."""
+def _reading(path: Path) -> Iterator[None]:
+    """Names the file that cannot be read, or whose compression turns out broken."""
     try:
         yield
     except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: is not whole: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except RuntimeError as error:  # zipfile's words for what is encrypted or packed in other ways
+        raise DataError(f"{path}: cannot be read: {error}") from None

@@ -31,7 +31,7 @@ from train.demonstration import demonstrate
 from train.objective import Aim, Losses, objective, random_starts
 from train.optimizer import Optimizers
 from train.precision import matrix_type
-from train.save import TrainingError, read_save, write_save
+from train.save import TrainingError, read_save, write_save, writing
 from train.source import Packing
 from train.world import World
 
@@ -51,22 +51,26 @@ class Trainer:
     ) -> None:
         self.config, self.directory, self.device = config, directory, device
         self.world = world or World()
+        for length in config.windows:
+            self.world.require_even(config.rows_of(length))
         eos = config.shape.eos_byte
-        self.corpus = Corpus.open(
-            config.data,
-            config.mix,
-            config.validation,
-            Packing(
-                separator=eos if config.separate else None,
-                by_file=config.split == "file",
-                validation_fraction=config.validation_fraction,
-            ),
-            max(config.windows),
-            directory / "data",
-            config.data_limit,
-            config.test,
-        )
-        self.dtype = matrix_type(config.dtype, device)
+        with self.world.leader_first():
+            self.corpus = Corpus.open(
+                config.sources,
+                config.mix,
+                config.validation,
+                Packing(
+                    separator=eos if config.separate else None,
+                    by_file=config.split == "file",
+                    validation_fraction=config.validation_fraction,
+                ),
+                max(config.windows),
+                directory / "data",
+                config.data_limit,
+                config.test,
+            )
+        # what is faster is measured, and each process may have measured something else
+        self.dtype = self.world.leaders(matrix_type(config.dtype, device))
         torch.manual_seed(config.seed)
         self.model, self.prophet = _networks(config)
         self.model.to(device)
@@ -213,19 +217,28 @@ class Trainer:
                 f"the loss at step {self.step} is {float(mean.total)}; the last save is kept"
             )
         self.world.average_gradients(self.optimizers.parameters)
-        self.optimizers.step(config.rate_at(self.step), config.clip)
+        norm = self.optimizers.clip(config.clip)
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient's norm at step {self.step} is {norm}; the last save is kept"
+            )
+        self.optimizers.step(config.rate_at(self.step))
         self.step += 1
         return mean
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
-        """Bits per byte of both and acceptance by draft, on each validation sample."""
+        """Bits per byte of both and acceptance by draft, on each validation sample.
+
+        Always in the longest window: bytes with more before them are easier, so that figures of
+        different windows would not compare, and the best of them would be that of the longest.
+        """
         config = self.config
-        window = config.window_at(self.step)[1]
+        window = max(config.windows)
         result: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 1)}
         for sample in self.corpus.validation:
             rows = sample.spread(config.validation_bytes, window)
-            parts = rows.split(config.batch)
+            parts = rows.split(config.rows_of(window))
             losses = [self.losses(part, 0, self.model) for part in parts]
             sizes = torch.tensor([len(part) for part in parts]) / len(rows)
 
@@ -235,11 +248,11 @@ class Trainer:
                 values = torch.stack([getattr(part, name).float().cpu() for part in losses])
                 return torch.tensordot(sizes, values, 1)
 
-            result[sample.name] = {
-                "model": round(float(mean("model_bits")), 4),
-                "prophet": round(float(mean("prophet_bits")), 4),
-                "acceptance": [round(float(x), 4) for x in mean("acceptance")],
-            }
+            figures: dict[str, Any] = {"model": round(float(mean("model_bits")), 4)}
+            if config.starts:
+                figures["prophet"] = round(float(mean("prophet_bits")), 4)
+                figures["acceptance"] = [round(float(x), 4) for x in mean("acceptance")]
+            result[sample.name] = figures
         self.curve.append(result)
         self._keep_if_best(result)
         return result
@@ -260,7 +273,8 @@ class Trainer:
         """Trains to the last step, for `most` steps, or until SIGTERM or SIGINT, and saves."""
         config, talks = self.config, self.world.leads
         last = config.steps if most is None else min(config.steps, self.step + most)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
         bar = tqdm(
             total=config.steps,
             initial=self.step,
@@ -277,8 +291,9 @@ class Trainer:
                 losses = self.train_step()
                 elapsed = time.perf_counter() - began
                 self.seconds += elapsed
+                prophet = f"prophet {losses.prophet_bits:.3f} " if config.starts else ""
                 bar.set_postfix_str(
-                    f"model {losses.model_bits:.3f} prophet {losses.prophet_bits:.3f} bits/byte, "
+                    f"model {losses.model_bits:.3f} {prophet}bits/byte, "
                     f"{rows * config.accumulate * length / elapsed:,.0f} bytes/s"
                 )
                 bar.update()
@@ -298,11 +313,14 @@ class Trainer:
             bar.write(json.dumps(row))
             write_curve(self.directory, self.curve)
             if config.tensorboard:
-                write_tensorboard(self.directory / "tensorboard", row)
+                with writing(self.directory / "tensorboard"):
+                    write_tensorboard(self.directory / "tensorboard", row)
         if config.demonstrate_every and self.step % config.demonstrate_every == 0:
-            text = demonstrate(self.model, self.prophet, self.corpus, self.step)
+            prophet = self.prophet if config.starts else None
+            text = demonstrate(self.model, prophet, self.corpus, self.step)
             bar.write(text)
-            with (self.directory / "demonstrations.log").open("a", encoding="utf-8") as log:
+            path = self.directory / "demonstrations.log"
+            with writing(path), path.open("a", encoding="utf-8") as log:
                 log.write(text + "\n")
 
     @contextmanager
