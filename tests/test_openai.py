@@ -162,6 +162,35 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     assert long.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(
+    ("settings", "key", "error", "code"),
+    [
+        ({"api_keys": ("right",)}, "wrong", openai.AuthenticationError, "invalid_api_key"),
+        ({"max_waiting": 0}, "any", openai.RateLimitError, "overloaded"),
+        ({}, "any", openai.InternalServerError, "draining"),
+    ],
+)
+def test_refusals_are_the_clients_own(
+    settings: dict[str, Any], key: str, error: type[openai.APIStatusError], code: str
+) -> None:
+    app = app_of(FakeEngine(max_batch=1), **settings)
+    with (
+        live(app) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0) as client,
+    ):
+        if code == "overloaded":  # one takes the only slot, and keeps it
+            stream = client.completions.create(model="", prompt="a", stream=True)
+            next(iter(stream))
+        if code == "draining":
+            app.state.service.draining = True
+        with pytest.raises(error) as refusal:
+            client.completions.create(model="", prompt="a")
+        assert refusal.value.code == code
+        if code == "overloaded":
+            assert int(refusal.value.response.headers["Retry-After"]) >= 1
+            stream.close()
+
+
 def test_an_error_in_a_stream_is_raised() -> None:
     engine = FakeEngine(lambda _: [Progress(b"x", 0.1), Failed("a round failed")])
     with (

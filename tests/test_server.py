@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import torch
 from tiny import agreeing_prophet, tiny_model
@@ -196,6 +197,30 @@ def test_scores_are_the_same_in_every_mode_and_form(url: str) -> None:
             assert openai["text"][offset] == token
     assert logprobs["tokens"][14:16] == ["bytes:\\xc3", "bytes:\\xb6"]
     assert logprobs["text_offset"][13:17] == [13, 14, 14, 15]
+
+
+def test_openais_client_gets_what_generate_says(url: str) -> None:
+    request: dict[str, Any] = {"prompt": "import ", "max_tokens": 24, "seed": 3, "logprobs": 2}
+    own = httpx.post(f"{url}/generate", json=request | {"n": 2, "echo": True}).json()["choices"]
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        asked = {"model": "", "n": 2, "echo": True, **request}
+        whole = client.completions.create(**asked)
+        texts = ["", ""]
+        usage = None
+        for chunk in client.completions.create(
+            **asked, stream=True, stream_options={"include_usage": True}
+        ):
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+    assert [choice.text for choice in whole.choices] == [answer["text"] for answer in own] == texts
+    for choice, answer in zip(whole.choices, own, strict=True):
+        assert choice.logprobs is not None
+        scores = [item["logprob"] for item in answer["logprobs"]]
+        assert choice.logprobs.token_logprobs == scores
+    assert whole.usage == usage
+    assert usage is not None
+    assert usage.completion_tokens == sum(a["usage"]["completion_tokens"] for a in own)
 
 
 def test_an_echo_without_scores_is_the_prompt_before_the_output(url: str) -> None:
