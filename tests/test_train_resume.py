@@ -1,5 +1,6 @@
 """A run that is stopped, killed or denied its disk goes on to what an unbroken one gives."""
 
+import io
 import json
 import os
 import signal
@@ -203,6 +204,20 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_save(
     assert not [*broken.rglob("*.partial"), *broken.rglob("*.tmp")]
     run(*flags, "--out", broken)
     assert_same_weights(broken / "last.pt", tmp_path / "whole" / "last.pt")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_full_disk_below_the_output_stops_the_run_too(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("--data", text, *SHORT, "--out", tmp_path, "--max-steps", 3)
+    before = (tmp_path / "last.pt").read_bytes()
+    with monkeypatch.context() as patched, Path("/dev/full").open("wb", buffering=0) as full:
+        patched.setattr(sys, "stdout", io.TextIOWrapper(full, write_through=True))
+        assert command("--data", text, *SHORT, "--out", tmp_path) == 1
+        sys.stdout.detach()  # type: ignore[union-attr]
+    assert capsys.readouterr().err.endswith("error: [Errno 28] No space left on device\n")
+    assert (tmp_path / "last.pt").read_bytes() == before
 
 
 def test_a_directory_that_cannot_be_made_is_named(
