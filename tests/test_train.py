@@ -211,6 +211,9 @@ def test_the_schedule_rises_holds_and_falls_to_zero(text: Path) -> None:
     assert rates[10:50] == [1.0] * 40
     assert rates[-1] == pytest.approx(0.02)
     assert rates[50:] == sorted(rates[50:], reverse=True)
+    curriculum = replace(schedule, prophet_curriculum=0.5, shape=ModelShape(draft_length=6))
+    assert [curriculum.drafts_at(step) for step in (0, 9, 10, 49, 50, 99)] == [1, 1, 2, 5, 6, 6]
+    assert {schedule.drafts_at(step) for step in range(100)} == {schedule.shape.draft_length}
     assert schedule.window_at(0) == (4, 64)
     assert schedule.window_at(99) == (2, 128)
 

@@ -57,6 +57,7 @@ def test_the_seed_preset_is_the_reference_recipe() -> None:
         "prophet_weight": 1.0,
         "prophet_loss": "cross_entropy",
         "prophet_reach": False,
+        "prophet_curriculum": 0.0,
         "optimizer": "adam",
         "muon_rate": 0.02,  # Adam asks for neither
         "muon_momentum": 0.95,

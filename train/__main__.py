@@ -47,6 +47,7 @@ HELP = {
     "prophet_weight": "weight of the prophet's loss beside the model's",
     "prophet_loss": "cross_entropy with the data's byte; kl, tv, lk or coupled with the model",
     "prophet_reach": "weigh each drafted place by the probability that a round gets there",
+    "prophet_curriculum": "first share of the steps, in which drafted places rise from one to all",
     "optimizer": "muon (matrices; AdamW for the rest), adamw or adam",
     "muon_rate": "rate of Muon's matrices",
     "muon_momentum": "momentum of Muon's matrices",

@@ -76,7 +76,8 @@ class TrainConfig:
     through the windows in order, each for its share of them, and rows are cut or added so that a
     step keeps its bytes.  `starts` is the share of offsets in a window at which the prophet is
     trained, 0 to train the model alone; `detach` keeps the prophet's gradient out of the model.
-    `prophet_reach` weighs each drafted place by the probability that a round gets as far.
+    `prophet_reach` weighs each drafted place by the probability that a round gets as far; in the
+    first `prophet_curriculum` of the steps the places that are trained rise from one to all.
     All paths of `data` are one source, as if they lay in one directory; with `mix`, one weight
     each, they are sources of their own.
     What `validation` files say chooses the best weights; the card's figures come from `test` files
@@ -110,6 +111,7 @@ class TrainConfig:
     prophet_weight: float = 1.0
     prophet_loss: str = "kl"
     prophet_reach: bool = False
+    prophet_curriculum: float = 0.0
     optimizer: str = "muon"
     muon_rate: float = 0.02
     muon_momentum: float = 0.95
@@ -160,8 +162,9 @@ class TrainConfig:
             raise ValueError("prophet_depth must be 1 for the parallel kind")
         if self.test_prompts < 1:
             raise ValueError("test_prompts must be at least 1")
-        if not 0 <= self.starts <= 1:
-            raise ValueError(f"starts must be from 0 to 1, not {self.starts}")
+        for name in ("starts", "prophet_curriculum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError("validation_fraction must be at least 0 and below 1")
         if self.separate and self.shape.eos_byte < 0:
@@ -193,6 +196,12 @@ class TrainConfig:
         passed = [share for share in accumulate(self.window_shares) if share < done]
         length = self.windows[min(len(passed), len(self.windows) - 1)]
         return self.rows_of(length), length
+
+    def drafts_at(self, step: int) -> int:
+        """Drafted places that are trained in a step, counted from 0."""
+        rising = self.prophet_curriculum * self.steps
+        gamma = self.shape.draft_length
+        return gamma if step >= rising else 1 + int((gamma - 1) * step / rising)
 
     def rate_at(self, step: int) -> float:
         """Share of the full learning rate: linear warm-up, flat, then linear to zero."""
@@ -249,6 +258,7 @@ SEED = TrainConfig(
     prophet_weight=1.0,
     prophet_loss="cross_entropy",
     prophet_reach=False,
+    prophet_curriculum=0.0,
     optimizer="adam",
     muon_rate=0.02,
     muon_momentum=0.95,

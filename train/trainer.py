@@ -185,7 +185,7 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def losses(self, tokens: torch.Tensor, draw: int, model: nn.Module) -> Losses:
+    def losses(self, tokens: torch.Tensor, draw: int, model: nn.Module, drafts: int) -> Losses:
         config = self.config
         starts = torch.zeros(0, dtype=torch.int64)
         if config.starts:
@@ -197,7 +197,7 @@ class Trainer:
                 self.prophet,
                 tokens.to(self.device),
                 starts.to(self.device),
-                self.aim,
+                replace(self.aim, gamma=drafts),
             )
 
     def train_step(self) -> Losses:
@@ -208,7 +208,7 @@ class Trainer:
         for batch in range(config.accumulate):
             draw = self.step * config.accumulate + batch
             tokens = self.world.share(self.corpus.batch(config.seed, draw, rows, length))
-            losses = self.losses(tokens, draw, self.forward)
+            losses = self.losses(tokens, draw, self.forward, config.drafts_at(self.step))
             (losses.total / config.accumulate).backward()
             parts.append(losses)
         mean = _mean(parts, self.world)
@@ -239,7 +239,8 @@ class Trainer:
         for sample in self.corpus.validation:
             rows = sample.spread(config.validation_bytes, window)
             parts = rows.split(config.rows_of(window))
-            losses = [self.losses(part, 0, self.model) for part in parts]
+            drafts = config.shape.draft_length
+            losses = [self.losses(part, 0, self.model, drafts) for part in parts]
             sizes = torch.tensor([len(part) for part in parts]) / len(rows)
 
             def mean(
