@@ -44,7 +44,7 @@ def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> Fa
             KeyGuard,
             keys=keys,
             open_paths=("/health", "/ready", *(("/metrics",) if settings.open_metrics else ())),
-            rejected=service.metrics.rejected,
+            refused=service.refused,
         )
     if settings.cors_origins:
         # around the guard: a browser asks without a key whether it may ask with one
