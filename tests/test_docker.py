@@ -1,7 +1,7 @@
 """The image and the composition: linted; built and run by podman where the slow tests run.
 
-podman takes the Dockerfile as it is, but its base image is Debian's minimal system, made by debootstrap:
-no registry of images is asked.
+podman takes the Dockerfile as it is, but its base image is Debian's minimal system, made by
+debootstrap: no registry of images is asked.
 """
 
 import json
