@@ -1,8 +1,8 @@
 """`python -m server`: settings, logging and the process."""
 
-import logging
 import sys
 
+from server.logs import configure
 from server.settings import read_settings
 
 
@@ -13,9 +13,7 @@ def main() -> int:
     from server.loading import load_engine
     from server.process import serve
 
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(settings)
     if settings.engine == "thread":
         return serve(settings, load_engine)
     return serve(settings, lambda settings: EngineProcess(settings, load_engine))

@@ -7,7 +7,8 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import KeyNeeded, respond
+from server.errors import ApiError, KeyNeeded, respond
+from server.intake import given_id
 
 
 class KeyGuard:
@@ -21,12 +22,12 @@ class KeyGuard:
         app: ASGIApp,
         keys: Sequence[bytes],
         open_paths: Collection[str],
-        rejected: Callable[[str], None],
+        refused: Callable[[ApiError, str | None], None],
     ) -> None:
         self._app = app
         self._keys = keys
         self._open_paths = frozenset(open_paths)
-        self._rejected = rejected
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         guarded = scope["type"] == "http" and scope["path"] not in self._open_paths
@@ -34,8 +35,10 @@ class KeyGuard:
             await self._app(scope, receive, send)
             return
         error = KeyNeeded()
-        self._rejected(error.code)
-        await respond(Request(scope, receive), error)(scope, receive, send)
+        request = Request(scope, receive)
+        request.state.request_id = given_id(request)
+        self._refused(error, request.state.request_id)
+        await respond(request, error)(scope, receive, send)
 
     def _knows(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")

@@ -44,9 +44,7 @@ def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> Fa
     keys = settings.all_keys
     if keys:
         open_paths = ("/health", "/ready", *(("/metrics",) if settings.open_metrics else ()))
-        app.add_middleware(
-            KeyGuard, keys=keys, open_paths=open_paths, rejected=service.metrics.rejected
-        )
+        app.add_middleware(KeyGuard, keys=keys, open_paths=open_paths, refused=service.refused)
         document_keys(app.openapi(), open_paths)
     if settings.cors_origins:
         # around the guard: a browser asks without a key whether it may ask with one

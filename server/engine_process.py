@@ -22,6 +22,7 @@ from typing import Any
 
 from server.engine import LONGEST_STOP_S, Deliver, Engine, pass_on
 from server.ledger import Figures
+from server.logs import configure
 from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission, joined
 from server.settings import Settings
 
@@ -170,9 +171,7 @@ def _run(pipe: Connection, glance: Any, settings: Settings, load: Load) -> None:
     """The child: loads, then serves the pipe until it is told to stop or the parent is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent says when to end
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(settings)
     loaded = _loaded(settings, load)
     if isinstance(loaded, _NotLoaded):
         pipe.send(loaded)

@@ -54,6 +54,8 @@ class Accepted(Generic[Asked]):
 
 async def accept(request: Request, service: Service, schema: type[Asked]) -> Accepted[Asked]:
     """Reads, checks and submits a request; an `ApiError` if any of that cannot be."""
+    # told in errors too, and instead of the header once the body names another
+    request.state.request_id = given_id(request)
     try:
         # an overloaded server does not even read the body
         info = service.check_room(0).info
@@ -68,7 +70,7 @@ async def accept(request: Request, service: Service, schema: type[Asked]) -> Acc
         submissions = resolve(asked, request_id, info, service.settings)
         flight = service.submit(submissions)
     except ApiError as error:
-        service.metrics.rejected(error.code)
+        service.refused(error, request.state.request_id)
         raise
     return Accepted(asked, request_id, submissions, flight, info)
 
@@ -108,12 +110,18 @@ def _check_fields(body: bytes) -> None:
             raise InvalidField(f"{where}there are more than {MOST_FIELDS} fields", param)
 
 
+def given_id(request: Request) -> str | None:
+    """The id in the header, if it is one."""
+    header = request.headers.get(REQUEST_ID)
+    return header if header and re.fullmatch(REQUEST_ID_PATTERN, header) else None
+
+
 def _request_id(asked: DecodingRequest, request: Request) -> str:
     if asked.request_id is not None:
         return asked.request_id
-    header = request.headers.get(REQUEST_ID)
-    if header is None:
+    if REQUEST_ID not in request.headers:
         return uuid.uuid4().hex
-    if not re.fullmatch(REQUEST_ID_PATTERN, header):
+    header = given_id(request)
+    if header is None:
         raise InvalidField(f"{REQUEST_ID}: must match {REQUEST_ID_PATTERN}", REQUEST_ID)
     return header

@@ -49,6 +49,7 @@ def serve(settings: Settings, load: Callable[[Settings], EngineLike]) -> int:
         port=settings.port,
         log_level=settings.log_level,
         log_config=None,  # the root logger's format for all
+        access_log=settings.log_level == "debug",  # the service tells what became of requests
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         timeout_graceful_shutdown=LAST_WORDS_S,

@@ -12,12 +12,13 @@ from contextlib import suppress
 from typing import Protocol
 
 from server.admission import Admission
-from server.errors import Duplicate, Unavailable
+from server.errors import ApiError, Duplicate, Unavailable
 from server.flight import Flight
 from server.ledger import Figures
 from server.mailbox import Mailbox
 from server.messages import EngineInfo, EngineStatus, Event, Progress, Submission
 from server.metrics import Metrics, RequestMeter
+from server.request_log import RequestLog, log_refusal
 from server.settings import Settings
 
 SHUTTING_DOWN = "the server is shutting down"
@@ -145,6 +146,11 @@ class Service:
         self._admission.check(prompt_sizes, engine.info.max_batch, time.monotonic())
         return engine
 
+    def refused(self, error: ApiError, request_id: str | None) -> None:
+        """Takes note of a request that is refused."""
+        self.metrics.rejected(error.code)
+        log_refusal(error.code, error.status, request_id)
+
     def submit(self, submissions: Sequence[Submission]) -> Flight:
         """Hands a request's choices to the engine, all of them or none.
 
@@ -155,6 +161,7 @@ class Service:
         if request_id in self._flights:
             raise Duplicate("a request of this id is in flight", "request_id")
         meters = [RequestMeter(self.metrics, submission) for submission in submissions]
+        log = RequestLog(submissions, prompts=self.settings.log_prompts)
 
         def observe(choice: int, event: Event) -> None:
             if not isinstance(event, Progress):
@@ -162,6 +169,7 @@ class Service:
                 if flight.landed:
                     self._land(request_id)
             meters[choice].observe(event)
+            log.observe(event)
 
         flight = Flight(
             len(submissions),

@@ -143,6 +143,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe messages to log"
     )
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="how messages look: lines for people, or a JSON object each"
+    )
+    log_prompts: CliImplicitFlag[bool] = Field(
+        default=False, description="log the prompts of requests; whoever reads the log reads them"
+    )
 
     @field_validator("api_keys")
     @classmethod

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from fake_engine import FakeEngine, finished
 
+from server.logs import configure
 from server.messages import Event, Progress, Submission
 from server.process import serve
 from server.settings import read_settings
@@ -21,4 +22,6 @@ def script(submission: Submission) -> Iterator[Event]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(read_settings(), lambda _: FakeEngine(script)))
+    settings = read_settings()
+    configure(settings)
+    sys.exit(serve(settings, lambda _: FakeEngine(script)))

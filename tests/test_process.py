@@ -111,7 +111,8 @@ def test_what_does_not_finish_in_time_is_told_and_a_stream_too() -> None:
 def test_a_second_signal_ends_the_process_at_once() -> None:
     with served() as (process, url), ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, url, 60)
-        eventually(lambda: 'tokens_total{mode="auto"} 5.0' in httpx.get(f"{url}/metrics").text)
+        written = 'tokens_total{mode="auto",model_name="fake"} 5.0'
+        eventually(lambda: written in httpx.get(f"{url}/metrics").text)
         process.send_signal(signal.SIGTERM)
         eventually(lambda: httpx.get(f"{url}/ready").status_code != 200)
         process.send_signal(signal.SIGTERM)

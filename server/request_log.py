@@ -1,0 +1,70 @@
+"""One line for each request that ends, and for each that is refused.
+
+Prompts are in it only if the operator wants them; outputs never are.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from server.messages import Event, Failed, Finished, Submission
+
+logger = logging.getLogger(__name__)
+
+
+class RequestLog:
+    """A request of one choice or several; the line comes with the last choice's end.
+
+    Counts and sizes are summed over the choices; of the times that they waited, consumed and
+    decoded, those of the slowest are told.
+    """
+
+    def __init__(self, submissions: Sequence[Submission], *, prompts: bool) -> None:
+        self._submissions = submissions
+        self._prompts = prompts
+        self._arrival = time.perf_counter()
+        self._first_byte_s: float | None = None
+        self._ends: list[Finished | Failed] = []
+
+    def observe(self, event: Event) -> None:
+        if self._first_byte_s is None and not isinstance(event, Failed) and event.output:
+            self._first_byte_s = time.perf_counter() - self._arrival
+        if isinstance(event, (Finished, Failed)):
+            self._ends.append(event)
+            if len(self._ends) == len(self._submissions):
+                logger.info("request", extra=self._fields())
+
+    def _fields(self) -> dict[str, object]:
+        first = self._submissions[0]
+        finished = [end for end in self._ends if isinstance(end, Finished)]
+        speculations = [end.speculation for end in finished]
+        timings = [end.timing for end in finished]
+        results = [e.reason.value if isinstance(e, Finished) else "error" for e in self._ends]
+        drafted = sum(s.drafted for s in speculations)
+        accepted = sum(s.accepted for s in speculations)
+        fields: dict[str, object] = {
+            "request_id": first.request_id,
+            "result": ",".join(dict.fromkeys(results)),
+            "mode": first.mode.value,
+            "choices": len(self._submissions),
+            "prompt_bytes": sum(len(s.prompt) for s in self._submissions),
+            "output_bytes": sum(end.completion_tokens for end in finished),
+            "rounds": sum(s.rounds for s in speculations),
+            "drafted": drafted,
+            "accepted": accepted,
+            "acceptance": accepted / drafted if drafted else None,
+            "queue_s": max((t.queue_s for t in timings), default=None),
+            "prefill_s": max((t.prefill_s for t in timings), default=None),
+            "decode_s": max((t.decode_s for t in timings), default=None),
+            "first_byte_s": self._first_byte_s,
+            "seconds": time.perf_counter() - self._arrival,
+        }
+        if self._prompts:
+            # bytes as Python writes them: readable, and nothing is lost
+            prompts = [repr(s.prompt)[2:-1] for s in self._submissions]
+            fields["prompts"] = list(dict.fromkeys(prompts))
+        return fields
+
+
+def log_refusal(code: str, status: int, request_id: str | None) -> None:
+    logger.info("refused", extra={"request_id": request_id, "result": code, "status": status})
