@@ -152,8 +152,8 @@ def differing(run: Run, alone: dict[int, bytes]) -> int:
 
 async def gauges(url: str) -> dict[str, float]:
     text = (await get(url, "/metrics")).decode()
-    names = ("specdec_num_requests_running", "specdec_num_requests_waiting")
-    lines = (line.split() for line in text.splitlines() if line.startswith(names))
+    names = ("specdec_num_requests_running{", "specdec_num_requests_waiting{")
+    lines = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(names))
     return {name: float(value) for name, value in lines}
 
 

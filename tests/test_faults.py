@@ -40,7 +40,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         text = httpx.get(f"{self.url}/metrics").text
-        found = re.search(rf"^specdec_{re.escape(name)} (.*)$", text, re.MULTILINE)
+        found = re.search(rf"^specdec_{name}\{{.*\}} (.*)$", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
     def busy(self) -> float:

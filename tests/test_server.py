@@ -243,7 +243,7 @@ def test_a_drawn_seed_is_told_and_gives_the_same_bytes_again(url: str) -> None:
 
 def running(url: str) -> float:
     lines = httpx.get(f"{url}/metrics").text.splitlines()
-    (line,) = [x for x in lines if x.startswith("specdec_num_requests_running ")]
+    (line,) = [x for x in lines if x.startswith("specdec_num_requests_running{")]
     return float(line.split()[1])
 
 
