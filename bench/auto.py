@@ -2,7 +2,8 @@
 
 A turn decodes the same prompts with the same seeds once in every mode, in an order that changes
 from turn to turn; outputs are compared.  Ratios to base are paired by turn; the lower bound is that
-of the 95 % interval of their mean logarithm (Student's t).
+of the 95 % interval of their mean logarithm (Student's t).  Base itself is held against an engine
+that has no prophet, which is asked in the same turns.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import math
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,6 +25,8 @@ from server.loading import load_engine
 from server.messages import Event, Finished, Mode, Progress, Submission
 from server.settings import Settings
 from specdec.sampling import SamplingParams
+
+BARE = "no prophet"
 
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
 """Of 1, 2, … degrees of freedom."""
@@ -59,6 +63,15 @@ def run(
     return seconds, [receiver.output for receiver in receivers], len(prompts) * tokens / rounds
 
 
+def load_bare(settings: Settings) -> Engine:
+    """An engine for the same model that knows of no prophet."""
+    with tempfile.TemporaryDirectory() as name:
+        for path in settings.checkpoint.resolve().iterdir():
+            if not path.name.startswith("prophet"):
+                (Path(name) / path.name).symlink_to(path)
+        return load_engine(settings.model_copy(update={"checkpoint": Path(name)}))
+
+
 def lower_bound(ratios: list[float]) -> float:
     logs = [math.log(ratio) for ratio in ratios]
     if len(logs) < 2:
@@ -81,13 +94,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     settings = Settings(checkpoint=options.checkpoint, max_batch=max(options.batch))
-    engine = load_engine(settings)
+    engine, bare = load_engine(settings), load_bare(settings)
     torch.set_num_threads(1)
     print(
         "domain  batch  temp    base B/s    auto B/s  ratio [lower 95 %]  best fixed γ  auto/best"
+        "  base/no prophet [lower 95 %]"
     )
     modes = {"base": (Mode.BASE, 0), "auto": (Mode.AUTO, engine.info.longest_draft)}
     modes |= {str(n): (Mode.SPECULATIVE, n) for n in options.draft_length}
+    modes[BARE] = modes["base"]
     results, differing = [], 0
     for domain in options.domain:
         prompts = load_prompts(domain)
@@ -102,7 +117,11 @@ def main(arguments: list[str]) -> int:
                     outputs = {}
                     for name in names:
                         elapsed, outputs[name], rate = run(
-                            engine, chosen, *modes[name], temperature, options.tokens
+                            bare if name == BARE else engine,
+                            chosen,
+                            *modes[name],
+                            temperature,
+                            options.tokens,
                         )
                         seconds[name].append(elapsed)
                         bytes_per_round[name].append(rate)
@@ -114,10 +133,12 @@ def main(arguments: list[str]) -> int:
                 print(
                     f"{domain:6} {batch:6} {temperature:5} {row['base_bytes_per_second']:11} "
                     f"{row['auto_bytes_per_second']:11} {row['ratio']:7} [{row['lower_95']}] "
-                    f"{row['best_fixed']:>12} {row['auto_to_best_fixed']:>10}",
+                    f"{row['best_fixed']:>12} {row['auto_to_best_fixed']:>10} "
+                    f"{row['base_to_no_prophet']:>10} [{row['base_to_no_prophet_lower_95']}]",
                     flush=True,
                 )
     engine.stop()
+    bare.stop()
     print(f"{differing} turns with outputs that differ from base")
     if options.json:
         facts = machine(torch.device("cpu"))
@@ -130,9 +151,10 @@ def _row(
 ) -> dict[str, object]:
     """The best fixed length is the one with the best median, plain decoding among them."""
     middle = {name: statistics.median(values) for name, values in seconds.items()}
-    fixed = min((name for name in middle if name != "auto"), key=middle.__getitem__)
+    fixed = min((name for name in middle if name not in ("auto", BARE)), key=middle.__getitem__)
     ratios = [a / b for a, b in zip(seconds["base"], seconds["auto"], strict=True)]
     against = [a / b for a, b in zip(seconds[fixed], seconds["auto"], strict=True)]
+    to_bare = [a / b for a, b in zip(seconds[BARE], seconds["base"], strict=True)]
     return {
         "base_bytes_per_second": round(total / middle["base"]),
         "auto_bytes_per_second": round(total / middle["auto"]),
@@ -140,6 +162,8 @@ def _row(
         "lower_95": round(lower_bound(ratios), 3),
         "best_fixed": "0" if fixed == "base" else fixed,
         "auto_to_best_fixed": round(statistics.median(against), 3),
+        "base_to_no_prophet": round(statistics.median(to_bare), 3),
+        "base_to_no_prophet_lower_95": round(lower_bound(to_bare), 3),
         "bytes_per_second": {name: round(total / value) for name, value in middle.items()},
         "bytes_per_round": {
             name: round(statistics.median(values), 3) for name, values in bytes_per_round.items()
