@@ -14,10 +14,20 @@
 namespace {
 
 constexpr int BYTES = 256;
+constexpr int LANES = 8;
 
-}  // namespace
+typedef double vd __attribute__((vector_size(64), aligned(8)));
 
-namespace {
+double largest(const double* scores) {
+    vd top = *reinterpret_cast<const vd*>(scores);
+    for (int i = LANES; i < BYTES; i += LANES) {
+        vd part = *reinterpret_cast<const vd*>(scores + i);
+        top = part > top ? part : top;
+    }
+    double best = top[0];
+    for (int i = 1; i < LANES; ++i) best = std::max(best, top[i]);
+    return best;
+}
 
 class Row {
    public:
@@ -42,14 +52,14 @@ class Row {
         int64_t eos = s_.eos[slot_];
         if (eos >= 0 && position < s_.allow_eos_from[slot_]) scores[eos] = -INFINITY;
         if (!greedy_) {
-            double top = *std::max_element(scores, scores + BYTES);
+            double top = largest(scores);
             for (double& score : scores) score = (score - top) / s_.temperature[slot_];
             filter(scores);
             const double* noise =
                 s_.noise + (slot_ * s_.ahead + position - s_.noise_start[slot_]) * BYTES;
             for (int i = 0; i < BYTES; ++i) scores[i] += noise[i];
         }
-        return int(std::max_element(scores, scores + BYTES) - scores);  // the first of equals
+        return int(std::find(scores, scores + BYTES, largest(scores)) - scores);  // the first of equals
     }
 
    private:
