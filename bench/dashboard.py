@@ -89,6 +89,7 @@ def main() -> None:
         axis.set_title(panel["title"], fontsize=10, loc="left", weight="bold")
         axis.set_ylabel(name, fontsize=8)
         axis.set_ylim(bottom=0)
+        axis.set_xlim(0, asked.minutes)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
         if lines:

@@ -77,6 +77,11 @@ class Metrics:
         self.rounds = self._counter(
             "request_rounds", "Passes of the model that wrote bytes, a row each.", "mode"
         )
+        self.written = self._counter(
+            "request_generation_tokens",
+            "Bytes of output, counted when the request ends, as its rounds are.",
+            "mode",
+        )
         self.first_byte = self._histogram(
             "time_to_first_token_seconds", "Time from a request's arrival to its first output."
         )
@@ -96,6 +101,7 @@ class Metrics:
                 self.finished.labels(reason, mode)
             self.generation_tokens.labels(mode)
             self.rounds.labels(mode)
+            self.written.labels(mode)
         for mode in _DRAFTING:
             for counter in (self.drafts, self.drafted, self.accepted):
                 counter.labels(mode)
@@ -180,6 +186,7 @@ class RequestMeter:
         metrics.prompt_tokens.inc(len(self._submission.prompt))
         speculation = finished.speculation
         metrics.rounds.labels(mode).inc(speculation.rounds)
+        metrics.written.labels(mode).inc(finished.completion_tokens)
         if mode is not Mode.BASE:
             metrics.drafts.labels(mode).inc(speculation.drafts)
             metrics.drafted.labels(mode).inc(speculation.drafted)

@@ -62,7 +62,11 @@ class NativeUnavailable(RuntimeError):
 @cache
 def native_library() -> ctypes.CDLL:
     """The loaded library, compiled if need be.  NativeUnavailable where that cannot be."""
-    library = ctypes.CDLL(str(_built()))
+    path = _built()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:  # as on a file system that nothing may be run from
+        raise NativeUnavailable(f"the compiled core cannot be loaded: {error}") from None
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

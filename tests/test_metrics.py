@@ -48,6 +48,7 @@ def test_names_are_those_that_dashboards_know() -> None:
         "specdec_request_success_total": "counter",
         "specdec_request_rejected_total": "counter",
         "specdec_request_rounds_total": "counter",
+        "specdec_request_generation_tokens_total": "counter",
         "specdec_prompt_tokens_total": "counter",
         "specdec_generation_tokens_total": "counter",
         "specdec_spec_decode_num_drafts_total": "counter",
@@ -122,6 +123,7 @@ def test_a_base_request_drafts_nothing() -> None:
     assert value(samples, "generation_tokens_total", mode="base") == 3
     assert value(samples, "generation_tokens_total", mode="speculative") == 0
     assert value(samples, "request_rounds_total", mode="base") == 2
+    assert value(samples, "request_generation_tokens_total", mode="base") == 3
     assert value(samples, "spec_decode_num_drafts_total", mode="speculative") == 0
 
 

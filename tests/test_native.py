@@ -315,6 +315,20 @@ def test_a_compiler_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Monke
         native_library.cache_clear()
 
 
+def test_a_core_that_cannot_be_loaded_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garbage = tmp_path / "core.so"
+    garbage.write_bytes(b"not a library")
+    monkeypatch.setattr(library, "_built", lambda: garbage)
+    native_library.cache_clear()
+    try:
+        with pytest.raises(NativeUnavailable, match="cannot be loaded"):
+            native_library()
+    finally:
+        native_library.cache_clear()
+
+
 def test_it_is_compiled_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a directory")
