@@ -45,7 +45,8 @@ def query(url: str, expression: str, begin: float, end: float) -> list[dict[str,
     asked = f"{url}/api/v1/query_range?{urllib.parse.urlencode(parameters)}"
     with urllib.request.urlopen(asked) as answer:
         result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-        return result
+    # numbers among the labels in their order
+    return sorted(result, key=lambda one: [(len(v), v) for v in one["metric"].values()])
 
 
 def legend(form: str, labels: dict[str, str]) -> str:
@@ -56,10 +57,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prometheus", default="http://127.0.0.1:9090", help="its address")
     parser.add_argument("--minutes", type=float, default=5.0, help="how far back")
+    parser.add_argument("--until", type=float, help="Unix time of the end; now if left out")
     parser.add_argument("--window", default="15s", help="what rates are taken over")
     parser.add_argument("--out", type=Path, default=Path("docs/dashboard.png"))
     asked = parser.parse_args()
-    end = time.time()
+    end = asked.until or time.time()
     begin = end - 60 * asked.minutes
     shown = panels(DASHBOARD)
     columns = 3

@@ -117,7 +117,9 @@ class Engine:
     def figures(self) -> Figures:
         """What rounds took and gave; always from the same thread."""
         decoder = self._decoder
-        return self._ledger.figures(decoder.places_held, gpu_memory(decoder.device), os.getpid())
+        # slots of rows that have ended are closed with the next round
+        held = decoder.places_held if self._scheduler.running else 0
+        return self._ledger.figures(held, gpu_memory(decoder.device), os.getpid())
 
     def _run(self) -> None:
         reason = "the engine has died"

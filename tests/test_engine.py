@@ -388,6 +388,7 @@ def test_what_rounds_took_is_told() -> None:
     finally:
         engine.stop()
     assert 0 < held <= len(asked.prompt) + 60
+    assert figures.places_held == 0
     assert sum(figures.draft_lengths) == end.speculation.rounds
     passes = {phase: sum(tally.counts) for phase, tally in figures.phases.items()}
     assert passes["verify"] == end.speculation.rounds
