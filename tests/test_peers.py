@@ -14,8 +14,8 @@ from gguf.quants import dequantize
 from tiny import tiny_model
 
 from bench.gguf import in_pairs, write_gguf
-from bench.peers import Agreement, Side, reference, report
 from bench.runners import LlamaCpp, Ours, Runner, Transformers
+from bench.side import Agreement, Side, reference, report
 from server.messages import Mode
 from specdec.checkpoint import hugging_face_tensors, save_checkpoint
 from specdec.model import ByteLlama
@@ -154,3 +154,9 @@ def test_outputs_are_compared_up_to_the_first_difference() -> None:
         other = report(sides, 1, TOKENS)[1]
         assert other["no_near_ties"] == far
         assert other["ratio_to_base"] == [0.5, 0.5, 0.5]
+
+
+def test_bytes_in_a_loop_are_counted() -> None:
+    agreement = Agreement()
+    agreement.add(tiny_model(), PROMPTS[0], b"x" * TOKENS, b"x" * TOKENS)
+    assert agreement.looping == TOKENS - 1
