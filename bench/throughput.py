@@ -18,6 +18,7 @@ import torch
 
 from bench.client import ask
 from bench.report import machine, quartiles, write_json
+from bench.runners import Transformers
 from bench.served import random_checkpoint, served
 
 PROMPT_BYTES = 120
@@ -49,28 +50,13 @@ async def over_http(url: str, clients: int) -> float:
     return clients * NEW_BYTES / seconds
 
 
-class Transformers:
-    """The same checkpoint in transformers, greedy, one batch."""
-
-    def __init__(self, checkpoint: Path, dtype: torch.dtype) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
-
-    @torch.inference_mode()
-    def bytes_per_second(self, batch: int) -> float:
-        tokens = torch.tensor([list(prompt) for prompt in prompts(batch)])
-        began = time.perf_counter()
-        out = self.model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            do_sample=False,
-            max_new_tokens=NEW_BYTES,
-            min_new_tokens=NEW_BYTES,
-            pad_token_id=0,
-        )
-        assert out.shape[1] == PROMPT_BYTES + NEW_BYTES
-        return batch * NEW_BYTES / (time.perf_counter() - began)
+def in_transformers(peer: Transformers, batch: int) -> float:
+    """Bytes per second of the same prompts as one batch."""
+    began = time.perf_counter()
+    outputs = peer.generate(prompts(batch), NEW_BYTES)
+    seconds = time.perf_counter() - began
+    assert all(len(output) == NEW_BYTES for output in outputs)
+    return batch * NEW_BYTES / seconds
 
 
 def main(arguments: list[str]) -> int:
@@ -93,7 +79,7 @@ def main(arguments: list[str]) -> int:
                 ours, theirs = [], []
                 for _ in range(options.turns):
                     ours.append(asyncio.run(over_http(url, clients)))
-                    theirs.append(peer.bytes_per_second(clients))
+                    theirs.append(in_transformers(peer, clients))
                 row = {
                     "server_bytes_per_second": round(quartiles(ours)[1], 1),
                     "transformers_bytes_per_second": round(quartiles(theirs)[1], 1),
