@@ -36,6 +36,7 @@ def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> Fa
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    app.openapi_version = "3.2.0"  # the first that describes the events of a stream
     app.state.service = service
     app.include_router(router)
     app.include_router(openai_routes.router)

@@ -34,10 +34,9 @@ def documented_events(*models: type[BaseModel], also: Sequence[str] = ()) -> _Do
     content = {"contentMediaType": "application/json", "contentSchema": {"anyOf": shapes}}
     data = {"type": "string", "anyOf": [content, *({"const": text} for text in also)]}
     event = {"type": "object", "required": ["data"], "properties": {"data": data}}
-    stream = {"type": "string", "description": "Server-sent events; x-event is one of them."}
     return {
         "headers": {REQUEST_ID: {"schema": {"type": "string"}}},
-        "content": {"text/event-stream": {"schema": stream, "x-event": event}},
+        "content": {"text/event-stream": {"itemSchema": event}},
     }
 
 
