@@ -430,6 +430,12 @@ def test_a_prophet_is_trained_for_a_frozen_model(
     rows = list(csv.DictReader((tmp_path / "alone" / "curve.csv").read_text().splitlines()))
     assert "words.bin/acceptance_4" in rows[-1]
 
+    # another prophet for the same model, which tells how the model was trained
+    again = [*flags[:-4], "--prophet-loss", loss, "--prophet-kind", kind]
+    run("prophet", "--checkpoint", result, "--out", tmp_path / "again", *again)
+    record = json.loads((tmp_path / "again" / "checkpoint" / "training.json").read_text())
+    assert record["model"]["config"]["frozen"] == ""
+
 
 @pytest.mark.parametrize(
     ("flags", "message"),

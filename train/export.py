@@ -114,7 +114,8 @@ def _record_of(checkpoint: str) -> dict[str, Any] | None:
     if not checkpoint or not path.exists():
         return None
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    # of a checkpoint whose prophet was trained for its model the model's record is one further in
+    return record["model"] if record["config"]["frozen"] else record
 
 
 def _domains(trainer: Trainer) -> list[Domain]:
