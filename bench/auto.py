@@ -50,6 +50,7 @@ def run(
     engine: Engine, prompts: list[bytes], mode: Mode, most: int, temperature: float, tokens: int
 ) -> tuple[float, list[bytes], float]:
     """Seconds until all are done, their outputs, and bytes per round."""
+    _forget(engine, len(prompts))
     receivers = [Receiver() for _ in prompts]
     params = SamplingParams(temperature=temperature)
     began = time.perf_counter()
@@ -61,6 +62,18 @@ def run(
     seconds = time.perf_counter() - began
     rounds = sum(receiver.rounds for receiver in receivers)
     return seconds, [receiver.output for receiver in receivers], len(prompts) * tokens / rounds
+
+
+def _forget(engine: Engine, slots: int) -> None:
+    """Has other prompts consumed: one that a slot still holds would be spared to the next mode."""
+    receivers = [Receiver() for _ in range(slots)]
+    for index, receiver in enumerate(receivers):
+        prompt = b"%d forgets" % index
+        engine.submit(
+            Submission(f"{index}", prompt, 8, SamplingParams(), 0, Mode.BASE, 0, None), receiver
+        )
+    for receiver in receivers:
+        receiver.done.wait()
 
 
 def load_bare(settings: Settings) -> Engine:

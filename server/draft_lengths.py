@@ -24,14 +24,13 @@ class RoundCosts:
             raise ValueError("costs must be measured for every pair of row count and draft length")
         if self.lengths[0] != 0:
             raise ValueError("costs of plain rounds are missing")
-        self._measured = dict(measured)
-        # what rounds cost lately against what was measured, and what drafts add to them likewise
-        self._plain = self._drafts = 1.0
+        self._measured = _smoothed(measured, self._rows, self.lengths)
+        # what rounds cost lately against what was measured: plain ones, and those that draft
+        self._plain = self._drafting = 1.0
 
     def seconds(self, rows: int, gamma: int) -> float:
         """Between what was measured linear, outside in proportion to the last two."""
-        plain = self._expected(rows, 0)
-        return self._plain * (plain + self._drafts * (self._expected(rows, gamma) - plain))
+        return (self._drafting if gamma else self._plain) * self._expected(rows, gamma)
 
     def _expected(self, rows: int, gamma: int) -> float:
         few, many, further = _between(self._rows, rows)
@@ -44,17 +43,35 @@ class RoundCosts:
 
     def observe(self, lengths: Sequence[int], seconds: float) -> None:
         """A round that consumed no prompt took so long."""
-        rows = len(lengths)
-        plain = self._expected(rows, 0)
-        if any(lengths):
-            # few rows that draft among many cost more than their share: such rounds tell nothing
-            added = self._expected(rows, lengths[0]) - plain
-            if added > 0 and len(set(lengths)) == 1:
-                self._drafts = _nearer(self._drafts, (seconds / self._plain - plain) / added)
+        # few rows that draft among many cost more than their share: such rounds tell nothing
+        if len(set(lengths)) > 1:
+            return
+        seen = seconds / self._expected(len(lengths), lengths[0])
+        if lengths[0]:
+            self._drafting = _nearer(self._drafting, seen)
         else:
-            self._plain = _nearer(self._plain, seconds / plain)
+            self._plain = _nearer(self._plain, seen)
             # nothing shows now what drafts cost: what was seen last fades
-            self._drafts += 0.0005 * (1.0 - self._drafts)
+            self._drafting += 0.0003 * (self._plain - self._drafting)
+
+
+def _smoothed(
+    measured: Mapping[tuple[int, int], float], rows: Sequence[int], lengths: Sequence[int]
+) -> dict[tuple[int, int], float]:
+    """Half of what was measured and half of the line through it: a draft costs what a place to
+    verify costs, and a round that something held up is not another price."""
+    result = dict(measured)
+    drafting = [gamma for gamma in lengths if gamma]
+    if len(drafting) > 2:
+        middle = sum(drafting) / len(drafting)
+        spread = sum((gamma - middle) ** 2 for gamma in drafting)
+        for count in rows:
+            mean = sum(measured[count, gamma] for gamma in drafting) / len(drafting)
+            slope = sum((g - middle) * measured[count, g] for g in drafting) / spread
+            for gamma in drafting:
+                line = mean + slope * (gamma - middle)
+                result[count, gamma] = (measured[count, gamma] + max(0.0, line)) / 2
+    return result
 
 
 def _nearer(value: float, seen: float) -> float:
@@ -94,8 +111,8 @@ class Acceptance:
 
     def fade(self) -> None:
         """What was seen a while ago counts for less."""
-        self._tried = [0.99 * t for t in self._tried]
-        self._kept = [0.99 * k for k in self._kept]
+        self._tried = [0.96 * t for t in self._tried]
+        self._kept = [0.96 * k for k in self._kept]
 
     def chances(self) -> list[float]:
         """By position."""
@@ -141,10 +158,14 @@ def _bytes(chances: Sequence[float]) -> list[float]:
 class DraftLengths:
     """Decides for all rows that leave it open, every few rounds."""
 
-    EVERY = 8
-    """Rounds between decisions, and one more for each row: they cost time too."""
+    EVERY = 32
+    """Rounds between decisions, and eight more for each row: they cost time too."""
+    PRICED = 2
+    """Of so many rounds one corrects what rounds cost."""
     GAIN = 1.03
     """What another decision has to bring at least."""
+    MARGIN = 1.08
+    """What drafting has to promise over plain decoding: costs are believed that well, no better."""
     PROBE = 3
     """A row that does not draft tries so many bytes once between decisions, if that may pay."""
 
@@ -172,7 +193,7 @@ class DraftLengths:
         """The next round's draft length of each row, beside rows whose lengths are fixed."""
         if not self._rows:
             return {}
-        if not self._decided or self._age >= self.EVERY + len(self._rows):
+        if not self._decided or self._age >= self.EVERY + 8 * len(self._rows):
             self._age = 0
             self._decide(fixed)
             self._decided = True
@@ -189,7 +210,7 @@ class DraftLengths:
                 self._usual.observe(drafted, results[slot])
                 if slot in self._rows:
                     self._rows[slot].acceptance.observe(drafted, results[slot])
-        if seconds is not None and lengths:
+        if seconds is not None and lengths and self._age % self.PRICED == 0:
             self._costs.observe(list(lengths.values()), seconds)
 
     def _decide(self, fixed: Sequence[int]) -> None:
@@ -215,7 +236,11 @@ class DraftLengths:
             if answer == chosen or rate(answer) <= best:
                 break
             chosen, best = answer, rate(answer)
-        if not self._decided or best > self.GAIN * rate(held):
+        plain = [0] * len(rows)
+        worth = best >= self.MARGIN * rate(plain)
+        if not worth:
+            chosen, best = plain, rate(plain)
+        if not self._decided or not worth or best > self.GAIN * rate(held):
             for row, gamma in zip(rows, chosen, strict=True):
                 row.length = gamma
         for row in rows:

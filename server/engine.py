@@ -66,6 +66,8 @@ class Engine:
         self._deliver: dict[str, Deliver] = {}
         self._open: set[int] = set()
         self._rounds = self._failures = 0
+        self._busy_since = 0.0
+        """When the last round ended, if nothing was waited for since."""
         self._progress = time.monotonic()
         self.flush: Callable[[bool], None] = lambda now: None
         """Called on the engine's thread when the events of a round have been delivered, and with
@@ -147,6 +149,8 @@ class Engine:
     def _receive(self) -> None:
         """Takes what has arrived; waits for a message while there is no row to decode."""
         idle = not (self._scheduler.running or self._scheduler.waiting)
+        if idle:
+            self._busy_since = 0.0
         try:
             message = self._inbox.get(block=idle)
             while True:
@@ -203,7 +207,10 @@ class Engine:
         if drafts or chunks:
             spent = self._decoder.seconds
             self._ledger.enter(results, plan.chosen, bool(chunks), now - began, spent)
-        return refused + self._scheduler.apply(done, results, now, now - began)
+        # what the host does between rounds is a part of what a round costs
+        whole = now - self._busy_since if self._busy_since else None
+        self._busy_since = now
+        return refused + self._scheduler.apply(done, results, now, whole)
 
     def _excuse(self, error: Exception) -> str:
         """What requests are told of a failure that is not theirs; the log has the rest."""

@@ -62,7 +62,7 @@ class Team {
     void work(int thread) {
         uint32_t seen = 0;
         while (true) {
-            for (int spins = 0; spins < 4000 && start_.load(std::memory_order_acquire) == seen; ++spins)
+            for (int spins = 0; spins < 40000 && start_.load(std::memory_order_acquire) == seen; ++spins)
                 RELAX();
             start_.wait(seen, std::memory_order_acquire);
             ++seen;
