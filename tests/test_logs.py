@@ -124,7 +124,7 @@ def test_the_process_logs_as_asked(style: str, capfd: pytest.CaptureFixture[str]
     with served("--log-format", style) as (process, url):
         assert ask(url, 0).status_code == 200
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     written = capfd.readouterr().err.splitlines()
     (line,) = [line for line in written if "output_bytes" in line]
     assert "POST" not in line
