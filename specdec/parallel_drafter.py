@@ -15,7 +15,7 @@ from specdec.cell import Cell, normed
 from specdec.config import LONGEST_DRAFT
 from specdec.drafter import Picker
 from specdec.layers import wide
-from specdec.packed import SLACK, PackedStack, pack_linear
+from specdec.packed import SLACK, MakeStack, PackedStack, pack_linear
 from specdec.parallel_prophet import ParallelProphet
 
 
@@ -51,6 +51,7 @@ class ParallelDrafter:
         context: int,
         device: torch.device,
         dtype: torch.dtype,
+        make_stack: MakeStack = PackedStack,
     ) -> None:
         kind = wide(dtype)
         self.dtype = dtype
@@ -59,7 +60,7 @@ class ParallelDrafter:
         self.projection = pack_linear(prophet.projection.weight.to(device, dtype))
         self.cell = PackedCell(prophet.cell, device, dtype)
         self.transition = prophet.transition.weight.detach().to(device, kind)
-        self.stack = PackedStack(
+        self.stack = make_stack(
             prophet.stack,
             prophet.head.weight,
             slots=slots,

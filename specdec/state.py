@@ -6,6 +6,8 @@ only changes these tensors.  Knows nothing of requests' names, stop strings or q
 S slots, K positions of noise kept ahead.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,13 +20,22 @@ NOISE_AHEAD = 64
 
 
 class SlotState:
-    """`length[i]` is m, the index of the last byte `last[i]`; `end[i]` the index to stop before."""
+    """`length[i]` is m, the index of the last byte `last[i]`; `end[i]` the index to stop before.
 
-    def __init__(self, slots: int, device: torch.device) -> None:
+    `gumbel` makes the noise: `specdec.noise.gumbel`, or the same in one kernel.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        device: torch.device,
+        gumbel: Callable[[Tensor, Tensor], Tensor] = gumbel,
+    ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
 
         self.slots, self.device = slots, device
+        self._gumbel = gumbel
         self.length = zeros(slots)
         self.last = zeros(slots)
         self.end = zeros(slots)
@@ -70,7 +81,8 @@ class SlotState:
         index = torch.tensor(stale, device=self.device)
         ahead = torch.arange(NOISE_AHEAD, device=self.device)
         self.noise_start[index[:, 0]] = index[:, 1]
-        self.noise[index[:, 0]] = gumbel(self.seed[index[:, 0], None], index[:, 1, None] + ahead)
+        seeds = self.seed[index[:, 0], None]
+        self.noise[index[:, 0]] = self._gumbel(seeds, index[:, 1, None] + ahead)
 
     def noise_at(self, slots: Tensor, position: Tensor) -> Tensor:
         """Noise [..., 256] of slots and positions [...]."""
