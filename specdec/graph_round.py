@@ -15,8 +15,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import torch
-
 from specdec.drafter import Drafter
 from specdec.logprobs import ByteLogprob, Logprobs, logprobs_of
 from specdec.round import Decode, Round, RoundResult, RowResult, SlotModel

@@ -110,6 +110,19 @@ def _capacity(places: int) -> int:
     return -(-places // CACHE_TILE) * CACHE_TILE
 
 
+def cache_of(
+    block: BlockConfig,
+    depth: int,
+    slots: int,
+    places: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Keys or values [layer, S, K, C, d] of C `places`."""
+    shape = (depth, slots, block.num_key_value_heads, places, block.head_dim)
+    return torch.zeros(shape, device=device, dtype=dtype)
+
+
 class SlotStack(Protocol):
     """Blocks, final norm and head over the caches of slots, whatever they run on."""
 
@@ -165,12 +178,12 @@ class PackedStack:
         self.head = pack_linear(head.to(device, kind))
         self.least_rows = least_rows(device, dtype)
         capacity = _capacity(places)
-        kv_heads, d = self.config.num_key_value_heads, self.config.head_dim
-        shape = (len(self.blocks), slots, kv_heads, capacity, d)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys, self.values = (
+            cache_of(self.config, len(self.blocks), slots, capacity, device, dtype)
+            for _ in range(2)
+        )
         self.attention = attention_for(device, self.config, capacity, dtype)
-        cos, sin = rotary_table(places, d, self.config.rope_theta, kind)
+        cos, sin = rotary_table(places, self.config.head_dim, self.config.rope_theta, kind)
         self.cos, self.sin = cos.to(device)[:, None], sin.to(device)[:, None]
 
     def copy(self, source: int, target: int, places: int) -> None:

@@ -106,9 +106,14 @@ class ParallelDrafter:
         drafts = [rule.pick(0, scores + self.transition[last])]
         for step in range(1, gamma):
             byte = drafts[-1]
-            state = self.cell.step(state, byte)
-            drafts.append(rule.pick(step, self.stack.head(state) + self.transition[byte]))
+            state, scores = self._advance(state, byte)
+            drafts.append(rule.pick(step, scores + self.transition[byte]))
         return torch.stack(drafts, 1)
+
+    def _advance(self, state: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The next states [c, P] and the head's scores [c, 256] of them."""
+        state = self.cell.step(state, tokens)
+        return state, self.stack.head(state)
 
     def _inputs(self, previous: Tensor, place: Tensor, tokens: Tensor) -> Tensor:
         """The block's inputs [N, P] at places [N], of states before them [N, D] and bytes [N]."""
