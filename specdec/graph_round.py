@@ -31,6 +31,10 @@ LONGEST_CAPTURE_S = 60.0
 """After so long no more are captured beforehand; the others are when they are wanted."""
 
 
+IDLE_SLOTS = 1
+"""Slots behind those that are decoded in, where rows idle that fill up a bucket."""
+
+
 class Work(Protocol):
     """A round of one shape, over and over."""
 
@@ -64,7 +68,7 @@ class GraphRounds:
     ) -> None:
         self._model, self._drafter, self._state = model, drafter, state
         self._make_rule, self._capture = make_rule, capture
-        self._slots = state.slots - 1
+        self._slots = state.slots - IDLE_SLOTS
         longest = drafter.longest if drafter else 0
         self._lengths = sorted({0, longest, *(n for n in lengths if n < longest)})
         self._inputs: dict[int, Inputs] = {}
