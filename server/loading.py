@@ -60,7 +60,8 @@ def load_engine(settings: Settings) -> Engine:
         )
     prophet_config = prophet.config if prophet else None
     each = slot_bytes(model.config, prophet_config, context, device, dtype, settings.kernels)
-    slots = _slots(settings, each, spare_slots(settings.kernels, device, dtype))
+    spare = spare_slots(settings.kernels, device, dtype)
+    slots = _slots(settings, each, spare)
     decoder = build_decoder(
         model,
         prophet,
@@ -93,7 +94,7 @@ def load_engine(settings: Settings) -> Engine:
         longest_draft=longest_draft,
         parameters=sum(p.numel() for p in model.parameters()),
         prophet_parameters=sum(p.numel() for p in prophet.parameters()) if prophet else 0,
-        cache_bytes=slots * each,
+        cache_bytes=(slots + spare) * each,
     )
     logger.info(
         "loaded %s on %s in %s: %.1f M parameters, %d slots of %d bytes, cache %.1f MiB; "
@@ -116,7 +117,7 @@ def load_engine(settings: Settings) -> Engine:
 
 
 def _slots(settings: Settings, each: int, spare: int) -> int:
-    """How many requests may run at a time, with so many bytes of cache each and for `spare` more."""
+    """How many requests may run at a time, with so many bytes of cache each, and `spare` besides."""
     if settings.cache_mib is None:
         return settings.max_batch
     fitting = settings.cache_mib * 2**20 // each - spare

@@ -4,6 +4,7 @@ The function that is captured runs here uncaptured.  That it could be captured i
 reads nothing on the host, and what it does does not depend on what its tensors hold.
 """
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -15,14 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_lossless_model import FILTERS, _jobs
 from test_lossless_rules import CONTEXT, JOBS, _expected
-from tiny import agreeing_prophet, tiny_decoder, tiny_model, tiny_prophet
+from tiny import CPU, agreeing_prophet, tiny_decoder, tiny_model, tiny_prophet
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specdec import oracle
+from specdec import graph_round, oracle
+from specdec.build import build_decoder, runs_on_graphs, spare_slots
 from specdec.decoder import Decoder, Job, generate
 from specdec.drafter import Picker
-from specdec.graph_round import GraphRounds, row_buckets
+from specdec.graph_round import GraphRounds, Work, row_buckets
 from specdec.sampling import SamplingParams
 from specdec.static_round import Shape
 
@@ -272,3 +274,69 @@ def test_idle_rows_leave_every_slot_as_it_was() -> None:
         for tensor, old in zip(kept, before, strict=True):
             assert torch.equal(tensor[:scratch], old)
         assert state.length[scratch] == 0
+
+
+class Counting:
+    """A capture that captures nothing and counts."""
+
+    def __init__(self) -> None:
+        self.captured = 0
+
+    def __call__(self, work: Work) -> Work:
+        self.captured += 1
+        work()
+        return work
+
+    def bytes_held(self) -> int:
+        return self.captured << 20
+
+
+def test_captures_are_bounded_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model()
+    decoder = torch_graph_decoder(model, agreeing_prophet(model), slots=2, lengths=(1, 2, 3))
+    rounds = decoder.run_round
+    assert isinstance(rounds, GraphRounds)
+    jobs = [Job(b"text", 30, SamplingParams(), i, 2 * i) for i in range(2)]
+    expected = generate(decoder, jobs)
+    monkeypatch.setattr(graph_round, "MOST_GRAPHS", 3)
+    rounds._work.clear()
+    rounds._capture = capture = Counting()
+    with caplog.at_level("INFO"):
+        rounds.prepare()
+    assert "captured 3 graphs of 12" in caplog.text
+    assert "3.0 MiB" in caplog.text
+    assert generate(decoder, jobs) == expected
+    assert capture.captured > 3
+    assert len(rounds._work) == 3
+    monkeypatch.setattr(graph_round, "LONGEST_CAPTURE_S", -1)
+    rounds._work.clear()
+    rounds.prepare()
+    assert not rounds._work
+
+
+def test_cuda_kernels_are_refused_where_they_cannot_be() -> None:
+    options: dict[str, Any] = {"slots": 1, "kernels": "cuda"}
+    for device, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float64)):
+        with pytest.raises(ValueError, match="kernels: those of cuda are for"):
+            build_decoder(tiny_model(), None, device=torch.device(device), dtype=dtype, **options)
+
+
+def test_without_triton_or_a_newer_gpu_torch_decodes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = torch.device("cuda")
+    capability = (8, 6)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert not runs_on_graphs("auto", device, torch.bfloat16)
+    assert "without CUDA graphs: Triton cannot be imported" in caplog.text
+    capability = (7, 5)
+    assert not runs_on_graphs("auto", device, torch.bfloat16)
+    assert "older" in caplog.text
+    with pytest.raises(ValueError, match="were asked for: the GPU is older"):
+        runs_on_graphs("cuda", device, torch.bfloat16)
+    assert not runs_on_graphs("torch", device, torch.bfloat16)
+    assert not runs_on_graphs("auto", CPU, torch.bfloat16)
+    assert spare_slots("auto", CPU, torch.bfloat16) == 0
