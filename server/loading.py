@@ -117,7 +117,7 @@ def load_engine(settings: Settings) -> Engine:
 
 
 def _slots(settings: Settings, each: int, spare: int) -> int:
-    """How many requests may run at a time, with so many bytes of cache each, and `spare` besides."""
+    """How many requests may run at a time, with so many bytes of cache each and for the `spare`."""
     if settings.cache_mib is None:
         return settings.max_batch
     fitting = settings.cache_mib * 2**20 // each - spare

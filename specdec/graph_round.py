@@ -25,7 +25,8 @@ from specdec.torch_round import run_round
 logger = logging.getLogger(__name__)
 
 MOST_GRAPHS = 192
-"""Graphs kept; the one that was used longest ago makes room."""
+"""Graphs kept, two or more: the one that was used longest ago makes room, and what they share of
+memory needs one that lives."""
 
 LONGEST_CAPTURE_S = 60.0
 """After so long no more are captured beforehand; the others are when they are wanted."""

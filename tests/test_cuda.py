@@ -118,13 +118,12 @@ def test_nothing_waits_for_the_device_inside_a_round(parallel: bool) -> None:
 def test_graphs_are_bounded_in_number_and_their_bytes_stay(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    jobs = _jobs(SamplingParams(), range(8), 60)
+    expected = generate(_decoder(False, torch.bfloat16), jobs)
+    monkeypatch.setattr(graph_round, "MOST_GRAPHS", 2)
     decoder = _decoder(False, torch.bfloat16)
     rounds = decoder.run_round
     assert isinstance(rounds, GraphRounds)
-    jobs = _jobs(SamplingParams(), range(8), 60)
-    expected = generate(decoder, jobs)
-    monkeypatch.setattr(graph_round, "MOST_GRAPHS", 2)
-    rounds._work.clear()
     with caplog.at_level("INFO"):
         rounds.prepare()
     assert "captured 2 graphs" in caplog.text
