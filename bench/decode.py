@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--prophet", type=Path, help="a directory with another prophet")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32", "float64"])
-    parser.add_argument("--kernels", default="auto", choices=["auto", "native", "torch"])
+    parser.add_argument("--kernels", default="auto", choices=["auto", "native", "cuda", "torch"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--domain", nargs="+", default=["code", "prose"])

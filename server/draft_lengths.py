@@ -75,8 +75,8 @@ def _smoothed(
 
 
 def _nearer(value: float, seen: float) -> float:
-    """A tenth of the way; a round that something else held up moves it no further than another."""
-    return value + 0.1 * (min(2 * value, max(0.5 * value, seen)) - value)
+    """A fifth of the way; a round that something else held up moves it no further than another."""
+    return value + 0.2 * (min(2 * value, max(0.5 * value, seen)) - value)
 
 
 def _between(known: Sequence[int], value: int) -> tuple[int, int, float]:
@@ -160,8 +160,8 @@ class DraftLengths:
 
     EVERY = 32
     """Rounds between decisions, and eight more for each row: they cost time too."""
-    PRICED = 2
-    """Of so many rounds one corrects what rounds cost."""
+    FIRST = 8
+    """Rounds until the second decision; then twice as many, and so on."""
     GAIN = 1.03
     """What another decision has to bring at least."""
     MARGIN = 1.08
@@ -174,6 +174,7 @@ class DraftLengths:
         self._usual = Acceptance(longest, memory=400)
         self._rows: dict[int, _Open] = {}
         self._age = 0
+        self._wait = self.FIRST
         self._decided = False
 
     def enter(self, slot: int, most: int) -> None:
@@ -193,7 +194,10 @@ class DraftLengths:
         """The next round's draft length of each row, beside rows whose lengths are fixed."""
         if not self._rows:
             return {}
-        if not self._decided or self._age >= self.EVERY + 8 * len(self._rows):
+        if not self._decided or self._age >= self._wait:
+            # soon again at first: what was measured may be far off
+            most = self.EVERY + 8 * len(self._rows)
+            self._wait = min(2 * self._wait, most) if self._decided else self.FIRST
             self._age = 0
             self._decide(fixed)
             self._decided = True
@@ -210,7 +214,7 @@ class DraftLengths:
                 self._usual.observe(drafted, results[slot])
                 if slot in self._rows:
                     self._rows[slot].acceptance.observe(drafted, results[slot])
-        if seconds is not None and lengths and self._age % self.PRICED == 0:
+        if seconds is not None and lengths:
             self._costs.observe(list(lengths.values()), seconds)
 
     def _decide(self, fixed: Sequence[int]) -> None:

@@ -5,14 +5,15 @@ import time
 
 import torch
 
-from server.draft_lengths import RoundCosts
+from server.draft_lengths import LENGTHS, RoundCosts
 from server.engine import Engine
 from server.messages import EngineInfo, Exactness
 from server.profiling import measure_costs
 from server.settings import Settings
-from specdec.build import Model, build_decoder, slot_bytes
+from specdec.build import Model, build_decoder, slot_bytes, spare_slots
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, generate
+from specdec.graph_round import GraphRounds
 from specdec.invariance import measure_invariance
 from specdec.native_stack import NativeModel
 from specdec.sampling import SamplingParams
@@ -59,7 +60,8 @@ def load_engine(settings: Settings) -> Engine:
         )
     prophet_config = prophet.config if prophet else None
     each = slot_bytes(model.config, prophet_config, context, device, dtype, settings.kernels)
-    slots = _slots(settings, each)
+    spare = spare_slots(settings.kernels, device, dtype)
+    slots = _slots(settings, each, spare)
     decoder = build_decoder(
         model,
         prophet,
@@ -68,6 +70,7 @@ def load_engine(settings: Settings) -> Engine:
         device=device,
         dtype=dtype,
         kernels=settings.kernels,
+        draft_lengths=LENGTHS,
     )
     if isinstance(decoder.model, NativeModel):
         # the core has threads of its own: torch's would spin on their processors after each of
@@ -75,6 +78,8 @@ def load_engine(settings: Settings) -> Engine:
         torch.set_num_threads(1)
     invariance = measure_invariance(decoder.model)
     longest_draft = decoder.drafter.longest if decoder.drafter else 0
+    if isinstance(decoder.run_round, GraphRounds):
+        decoder.run_round.prepare()
     _warm_up(decoder, min(settings.draft_length, longest_draft))
     measured = measure_costs(decoder) if decoder.drafter else {}
     costs = RoundCosts(measured) if measured else None
@@ -89,7 +94,7 @@ def load_engine(settings: Settings) -> Engine:
         longest_draft=longest_draft,
         parameters=sum(p.numel() for p in model.parameters()),
         prophet_parameters=sum(p.numel() for p in prophet.parameters()) if prophet else 0,
-        cache_bytes=slots * each,
+        cache_bytes=(slots + spare) * each,
     )
     logger.info(
         "loaded %s on %s in %s: %.1f M parameters, %d slots of %d bytes, cache %.1f MiB; "
@@ -111,13 +116,13 @@ def load_engine(settings: Settings) -> Engine:
     return engine
 
 
-def _slots(settings: Settings, each: int) -> int:
-    """How many requests may run at a time, with so many bytes of cache each."""
+def _slots(settings: Settings, each: int, spare: int) -> int:
+    """How many requests may run at a time, with so many bytes of cache each and for the `spare`."""
     if settings.cache_mib is None:
         return settings.max_batch
-    fitting = settings.cache_mib * 2**20 // each
-    if not fitting:
-        needed = -(-each // 2**20)
+    fitting = settings.cache_mib * 2**20 // each - spare
+    if fitting < 1:
+        needed = -(-each * (1 + spare) // 2**20)
         raise ValueError(f"cache_mib: {settings.cache_mib} MiB hold no slot, one takes {needed}")
     if fitting < settings.max_batch:
         logger.info("%d MiB of cache hold %d slots", settings.cache_mib, fitting)

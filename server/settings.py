@@ -70,10 +70,10 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = Field(
         default="auto", description="number format of the weights; auto takes what suits the device"
     )
-    kernels: Literal["auto", "native", "torch"] = Field(
+    kernels: Literal["auto", "native", "cuda", "torch"] = Field(
         default="auto",
-        description="what passes run on: the core compiled for this processor, torch's "
-        "operations, or the first where it can be had",
+        description="what passes run on: the core compiled for this processor, Triton kernels in "
+        "CUDA graphs, torch's operations, or the first of them that can be had",
     )
     engine: Literal["process", "thread"] = Field(
         default="process", description="where decoding runs: beside HTTP, or in its process"

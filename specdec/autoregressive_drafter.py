@@ -3,6 +3,8 @@
 c rows of a group, W rows verified for each, γ drafts, s leading states, D width of the model.
 """
 
+from typing import Any, Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +14,16 @@ from specdec.config import LONGEST_DRAFT
 from specdec.drafter import Picker
 from specdec.layers import rotary_table, wide
 from specdec.packed import PackedBlock, pack_linear
+
+
+class Passes(Protocol):
+    """The prophet's blocks over what one round drafts."""
+
+    def begin(self, slots: Tensor) -> Any:
+        """What the passes of a round keep, for rows of slots [c]."""
+
+    def advance(self, x: Tensor, newest: int, kept: Any) -> Tensor:
+        """Logits [c, 256] after x [c, t, P], whose last row has position `newest`."""
 
 
 class AutoregressiveDrafter:
@@ -29,6 +41,7 @@ class AutoregressiveDrafter:
         slots: int,
         device: torch.device,
         dtype: torch.dtype,
+        passes: Passes | None = None,
     ) -> None:
         config = prophet.config
         kind = wide(dtype)
@@ -37,7 +50,8 @@ class AutoregressiveDrafter:
         self.embedding = prophet.embedding.weight.detach().to(device, kind)
         self.missing = prophet.missing.detach().to(device, kind)
         self.projection = pack_linear(prophet.projection.weight.to(device, dtype))
-        self.passes = _Passes(prophet, self.leading + self.longest, device, dtype)
+        places = self.leading + self.longest
+        self.passes = passes or PackedPasses(prophet, places, device, dtype)
         self.states = torch.zeros(
             slots, self.leading, config.model_hidden_size, device=device, dtype=kind
         )
@@ -71,9 +85,9 @@ class AutoregressiveDrafter:
         )
         x = torch.cat((lead, self.embedding[last][:, None]), 1)
         drafts: list[Tensor] = []
-        caches: Caches = []
+        kept = self.passes.begin(slots)
         for step in range(gamma):
-            logits = self.passes.advance(x, self.leading + step, caches)
+            logits = self.passes.advance(x, self.leading + step, kept)
             drafts.append(rule.pick(step, logits))
             x = self.embedding[drafts[-1]][:, None]
         return torch.stack(drafts, 1)
@@ -83,8 +97,8 @@ Caches = list[tuple[Tensor, Tensor]]
 """Keys and values of each block within one round."""
 
 
-class _Passes:
-    """The prophet's blocks over what one round drafts."""
+class PackedPasses:
+    """On torch's operations."""
 
     def __init__(
         self,
@@ -101,8 +115,10 @@ class _Passes:
         cos, sin = rotary_table(places, block.head_dim, block.rope_theta, kind)
         self.cos, self.sin = cos.to(device)[:, None], sin.to(device)[:, None]
 
-    def advance(self, x: Tensor, newest: int, caches: Caches) -> Tensor:
-        """Logits [c, 256] after x [c, t, P], whose last row has position `newest`."""
+    def begin(self, slots: Tensor) -> Caches:
+        return []
+
+    def advance(self, x: Tensor, newest: int, kept: Caches) -> Tensor:
         count, rows = x.shape[:2]
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         cos, sin = (table[newest + 1 - rows : newest + 1] for table in (self.cos, self.sin))
@@ -116,12 +132,12 @@ class _Passes:
                 for part in (turned[:, :heads], turned[:, heads:])
             )
             value = value.unflatten(0, (count, rows)).transpose(1, 2)
-            if index < len(caches):
-                key = torch.cat((caches[index][0], key), 2)
-                value = torch.cat((caches[index][1], value), 2)
-                caches[index] = (key, value)
+            if index < len(kept):
+                key = torch.cat((kept[index][0], key), 2)
+                value = torch.cat((kept[index][1], value), 2)
+                kept[index] = (key, value)
             else:
-                caches.append((key, value))
+                kept.append((key, value))
             groups = heads // kv_heads
             mixed = F.scaled_dot_product_attention(
                 query,

@@ -47,7 +47,8 @@ Model = TypeVar("Model", bound=SlotModel)
 class Decoder(Generic[Model]):
     """A model, perhaps a drafter, and the slots that they decode.
 
-    `context` is the most bytes of prompt and output together.
+    `context` is the most bytes of prompt and output together.  `state` may have slots behind
+    those, which nothing is opened in.
     """
 
     def __init__(
@@ -59,11 +60,12 @@ class Decoder(Generic[Model]):
         context: int,
         device: torch.device,
         run_round: RunRound = run_round,
+        state: SlotState | None = None,
     ) -> None:
         self.model, self.drafter = model, drafter
-        self._run_round = run_round
+        self.run_round = run_round
         self.slots, self.context, self.device = slots, context, device
-        self.state = SlotState(slots, device)
+        self.state = state or SlotState(slots, device)
         self._rows: list[_Row | None] = [None] * slots
         self._held: list[_Held | None] = [None] * slots
         """What prompt each slot's cache begins with, whether or not a row is there."""
@@ -144,7 +146,7 @@ class Decoder(Generic[Model]):
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
         self._refill_noise(decodes)
         work = Round(tuple(decodes), tuple(prefills))
-        done = self._run_round(self.model, self.drafter, self.state, work)
+        done = self.run_round(self.model, self.drafter, self.state, work)
         self.seconds = done.seconds
         results: dict[int, RowResult] = {}
         for decode, result in zip(decodes, done.decodes, strict=True):

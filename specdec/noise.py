@@ -52,3 +52,8 @@ def gumbel(seed: Tensor, position: Tensor) -> Tensor:
     high, low = words[..., 0::2], words[..., 1::2]
     uniform = ((high << 21 | low >> 11).double() + 0.5) * 2.0**-53
     return -torch.log(-torch.log1p(-uniform)).flatten(-2)
+
+
+def gumbel_ahead(seed: Tensor, start: Tensor, count: int) -> Tensor:
+    """Noise [R, count, 256] for seeds [R] at positions from start [R] on."""
+    return gumbel(seed[:, None], start[:, None] + torch.arange(count, device=start.device))

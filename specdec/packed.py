@@ -8,6 +8,7 @@ N packed rows, S slots, D width, H query heads, K key-value heads, d head width,
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +110,51 @@ def _capacity(places: int) -> int:
     return -(-places // CACHE_TILE) * CACHE_TILE
 
 
+def cache_of(
+    block: BlockConfig,
+    depth: int,
+    slots: int,
+    places: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Keys or values [layer, S, K, C, d] of C `places`."""
+    shape = (depth, slots, block.num_key_value_heads, places, block.head_dim)
+    return torch.zeros(shape, device=device, dtype=dtype)
+
+
+class SlotStack(Protocol):
+    """Blocks, final norm and head over the caches of slots, whatever they run on."""
+
+    head: Linear
+    keys: Tensor
+    values: Tensor
+
+    def forward(
+        self, x: Tensor, slot: Tensor, position: Tensor, write_index: Tensor, groups: Groups
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states [N, D] and logits [N, 256] of inputs x [N, D]; see `PackedModel`."""
+
+    def remember(self, x: Tensor, slot: Tensor, place: Tensor) -> None:
+        """Puts the first block's keys and values of inputs x [N, D] into the cache, no more."""
+
+    def copy(self, source: int, target: int, places: int) -> None:
+        """Gives slot `target` the first `places` of the cache of `source`."""
+
+
+class MakeStack(Protocol):
+    def __call__(
+        self,
+        stack: Stack,
+        head: Tensor,
+        *,
+        slots: int,
+        places: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> SlotStack: ...
+
+
 class PackedStack:
     """Blocks, final norm and head over `slots` caches of at least `places` places each.
 
@@ -132,21 +178,19 @@ class PackedStack:
         self.head = pack_linear(head.to(device, kind))
         self.least_rows = least_rows(device, dtype)
         capacity = _capacity(places)
-        kv_heads, d = self.config.num_key_value_heads, self.config.head_dim
-        shape = (len(self.blocks), slots, kv_heads, capacity, d)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys, self.values = (
+            cache_of(self.config, len(self.blocks), slots, capacity, device, dtype)
+            for _ in range(2)
+        )
         self.attention = attention_for(device, self.config, capacity, dtype)
-        cos, sin = rotary_table(places, d, self.config.rope_theta, kind)
+        cos, sin = rotary_table(places, self.config.head_dim, self.config.rope_theta, kind)
         self.cos, self.sin = cos.to(device)[:, None], sin.to(device)[:, None]
 
     def copy(self, source: int, target: int, places: int) -> None:
-        """Gives slot `target` the first `places` of the cache of `source`."""
         for cache in (self.keys, self.values):
             cache[:, target, :, :places] = cache[:, source, :, :places]
 
     def remember(self, x: Tensor, slot: Tensor, place: Tensor) -> None:
-        """Puts the first block's keys and values of inputs x [N, D] into the cache, no more."""
         turned, value = self.blocks[0].project(x, self.cos[place], self.sin[place])
         self.keys[0][slot, :, place] = turned[:, self.config.num_attention_heads :]
         self.values[0][slot, :, place] = value
@@ -154,7 +198,6 @@ class PackedStack:
     def forward(
         self, x: Tensor, slot: Tensor, position: Tensor, write_index: Tensor, groups: Groups
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states [N, D] and logits [N, 256] of inputs x [N, D]; see `PackedModel`."""
         rows = x.shape[0]
         if any(width > LONGEST_SPAN for _, width in groups):
             raise ValueError(f"a span is longer than {LONGEST_SPAN} rows")
@@ -190,6 +233,7 @@ class PackedModel:
         context: int,
         device: torch.device,
         dtype: torch.dtype,
+        make_stack: MakeStack = PackedStack,
     ) -> None:
         config = model.config
         if context > config.max_position_embeddings:
@@ -200,7 +244,7 @@ class PackedModel:
         self.device, self.dtype = device, dtype
         self.context, self.slots = context, slots
         self.embedding = model.embedding.weight.detach().to(device, wide(dtype))
-        self.stack = PackedStack(
+        self.stack = make_stack(
             model.stack,
             model.head_weight,
             slots=slots,

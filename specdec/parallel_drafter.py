@@ -15,7 +15,7 @@ from specdec.cell import Cell, normed
 from specdec.config import LONGEST_DRAFT
 from specdec.drafter import Picker
 from specdec.layers import wide
-from specdec.packed import SLACK, PackedStack, pack_linear
+from specdec.packed import SLACK, MakeStack, PackedStack, pack_linear
 from specdec.parallel_prophet import ParallelProphet
 
 
@@ -51,6 +51,7 @@ class ParallelDrafter:
         context: int,
         device: torch.device,
         dtype: torch.dtype,
+        make_stack: MakeStack = PackedStack,
     ) -> None:
         kind = wide(dtype)
         self.dtype = dtype
@@ -59,7 +60,7 @@ class ParallelDrafter:
         self.projection = pack_linear(prophet.projection.weight.to(device, dtype))
         self.cell = PackedCell(prophet.cell, device, dtype)
         self.transition = prophet.transition.weight.detach().to(device, kind)
-        self.stack = PackedStack(
+        self.stack = make_stack(
             prophet.stack,
             prophet.head.weight,
             slots=slots,
@@ -105,9 +106,14 @@ class ParallelDrafter:
         drafts = [rule.pick(0, scores + self.transition[last])]
         for step in range(1, gamma):
             byte = drafts[-1]
-            state = self.cell.step(state, byte)
-            drafts.append(rule.pick(step, self.stack.head(state) + self.transition[byte]))
+            state, scores = self._advance(state, byte)
+            drafts.append(rule.pick(step, scores + self.transition[byte]))
         return torch.stack(drafts, 1)
+
+    def _advance(self, state: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The next states [c, P] and the head's scores [c, 256] of them."""
+        state = self.cell.step(state, tokens)
+        return state, self.stack.head(state)
 
     def _inputs(self, previous: Tensor, place: Tensor, tokens: Tensor) -> Tensor:
         """The block's inputs [N, P] at places [N], of states before them [N, D] and bytes [N]."""

@@ -49,7 +49,7 @@ class TorchRule:
         noise = self.noise(self.group.slots, position)
         picked = choose(logits, self.rows, self.counts, position, noise, self.group.features)
         if self.group.features.adjusted:
-            self.counts = self.counts + F.one_hot(picked, VOCAB_SIZE)
+            self.counts = self.counts + marked(picked)
         return picked
 
     def judge(self, logits: Tensor, drafts: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class TorchRule:
         position = (self.length[:, None] + 1 + torch.arange(width, device=logits.device)).flatten()
         counts = state.counts[group.slots]
         if group.features.adjusted:
-            before = F.pad(F.one_hot(drafts, VOCAB_SIZE).cumsum(1), (0, 0, 1, 0))
+            before = F.pad(marked(drafts).cumsum(1), (0, 0, 1, 0))
             counts = (counts[:, None] + before).flatten(0, 1)
         else:
             counts = counts[:0]
@@ -68,3 +68,8 @@ class TorchRule:
             logits.flatten(0, 1), rows, counts, position, self.noise(each, position), group.features
         )
         return chosen.view(count, width)
+
+
+def marked(tokens: Tensor) -> Tensor:
+    """1 at each byte's place [..., 256]; `F.one_hot` looks at the bytes on the host first."""
+    return (tokens[..., None] == torch.arange(VOCAB_SIZE, device=tokens.device)).long()

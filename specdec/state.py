@@ -6,11 +6,13 @@ only changes these tensors.  Knows nothing of requests' names, stop strings or q
 S slots, K positions of noise kept ahead.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from specdec.config import VOCAB_SIZE
-from specdec.noise import gumbel
+from specdec.noise import gumbel_ahead
 from specdec.sampling import SamplingParams, SamplingRows
 
 NOISE_AHEAD = 64
@@ -18,13 +20,22 @@ NOISE_AHEAD = 64
 
 
 class SlotState:
-    """`length[i]` is m, the index of the last byte `last[i]`; `end[i]` the index to stop before."""
+    """`length[i]` is m, the index of the last byte `last[i]`; `end[i]` the index to stop before.
 
-    def __init__(self, slots: int, device: torch.device) -> None:
+    `make_noise` gives noise [R, K, 256] for seeds [R] from positions [R] on.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        device: torch.device,
+        make_noise: Callable[[Tensor, Tensor, int], Tensor] = gumbel_ahead,
+    ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
 
         self.slots, self.device = slots, device
+        self._make_noise = make_noise
         self.length = zeros(slots)
         self.last = zeros(slots)
         self.end = zeros(slots)
@@ -67,10 +78,9 @@ class SlotState:
             return
         for slot, start in stale:
             self._noise_from[slot] = start
-        index = torch.tensor(stale, device=self.device)
-        ahead = torch.arange(NOISE_AHEAD, device=self.device)
-        self.noise_start[index[:, 0]] = index[:, 1]
-        self.noise[index[:, 0]] = gumbel(self.seed[index[:, 0], None], index[:, 1, None] + ahead)
+        index, start = torch.tensor(stale, device=self.device).T.contiguous()
+        self.noise_start[index] = start
+        self.noise[index] = self._make_noise(self.seed[index], start, NOISE_AHEAD)
 
     def noise_at(self, slots: Tensor, position: Tensor) -> Tensor:
         """Noise [..., 256] of slots and positions [...]."""

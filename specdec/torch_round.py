@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from specdec.config import VOCAB_SIZE
 from specdec.drafter import Drafter
 from specdec.logprobs import ByteLogprob, Logprobs, logprobs_of
 from specdec.round import Decode, Prefill, Round, RoundResult, RowResult, Seconds, SlotModel
-from specdec.rule import Group, TorchRule
+from specdec.rule import Group, TorchRule, marked
 from specdec.sampling import Features
 from specdec.state import SlotState
 from specdec.stopwatch import Stopwatch
@@ -185,4 +183,4 @@ def _advance(state: SlotState, group: Group, length: Tensor, result: Emitted) ->
     if group.features.adjusted:
         places = torch.arange(group.width, device=length.device)
         held = (places < result.count[:, None])[..., None]
-        state.counts[group.slots] += (F.one_hot(result.tokens, VOCAB_SIZE) * held).sum(1)
+        state.counts[group.slots] += (marked(result.tokens) * held).sum(1)

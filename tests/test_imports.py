@@ -45,8 +45,19 @@ def test_packages_import_only_what_lies_below_them(package: str) -> None:
 def test_the_core_needs_nothing_but_torch_numpy_and_safetensors() -> None:
     for path in (ROOT / "specdec").rglob("*.py"):
         for name in imported(path):
+            if name == "triton" and path.stem.startswith("triton_"):
+                continue  # comes with torch where torch has CUDA; only these files need it
             known = name in CORE | {"specdec"} or name in sys.stdlib_module_names
             assert known, f"{path} imports {name}"
+
+
+def test_files_that_need_triton_are_imported_where_kernels_are_wanted() -> None:
+    for path in (ROOT / "specdec").rglob("*.py"):
+        if path.stem.startswith("triton_"):
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("specdec.triton_"), path
 
 
 def test_the_scheduler_holds_no_tensors_and_no_event_loop() -> None:

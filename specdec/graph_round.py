@@ -1,0 +1,182 @@
+"""Rounds whose decoding rows are one captured CUDA graph; prompts are consumed eagerly before it.
+
+A graph for each number of rows (1, 2, 4, … slots; rows that are missing idle in a scratch slot) and
+draft length.  Where a graph cannot be had, or on a device without graphs, the same function runs
+uncaptured: `specdec.static_round`, so that a row's bytes never depend on it.
+
+What prompts are consumed goes through the model apart from the decoding rows, in a pass of its own
+that is not captured: such rounds are few, their shapes many, and a long pass hides its launches.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from specdec.drafter import Drafter
+from specdec.logprobs import ByteLogprob, Logprobs, logprobs_of
+from specdec.round import Decode, Round, RoundResult, RowResult, SlotModel
+from specdec.state import SlotState
+from specdec.static_round import Decoded, Inputs, MakeRule, Shape, decode_rows
+from specdec.torch_round import run_round
+
+logger = logging.getLogger(__name__)
+
+MOST_GRAPHS = 192
+"""Graphs kept, two or more: the one that was used longest ago makes room, and what they share of
+memory needs one that lives."""
+
+LONGEST_CAPTURE_S = 60.0
+"""After so long no more are captured beforehand; the others are when they are wanted."""
+
+
+IDLE_SLOTS = 1
+"""Slots behind those that are decoded in, where rows idle that fill up a bucket."""
+
+
+class Work(Protocol):
+    """A round of one shape, over and over."""
+
+    def __call__(self) -> Decoded: ...
+
+
+class Capture(Protocol):
+    """Turns work into what repeats it; what the work does once meanwhile must not matter."""
+
+    def __call__(self, work: Work) -> Work: ...
+
+    def bytes_held(self) -> int: ...
+
+
+class GraphRounds:
+    """Runs rounds (`specdec.round.RunRound`) of one model, drafter and state.
+
+    `state`, the caches of the model and what the drafter keeps have a slot more than are decoded
+    in, the last one, where rows idle.  Draft lengths between those of `lengths` take the next.
+    Without `capture` nothing is captured.
+    """
+
+    def __init__(
+        self,
+        model: SlotModel,
+        drafter: Drafter | None,
+        state: SlotState,
+        make_rule: MakeRule,
+        lengths: Iterable[int],
+        capture: Capture | None = None,
+    ) -> None:
+        self._model, self._drafter, self._state = model, drafter, state
+        self._make_rule, self._capture = make_rule, capture
+        self._slots = state.slots - IDLE_SLOTS
+        longest = drafter.longest if drafter else 0
+        self._lengths = sorted({0, longest, *(n for n in lengths if n < longest)})
+        self._inputs: dict[int, Inputs] = {}
+        self._work: OrderedDict[Shape, Work] = OrderedDict()
+
+    def __call__(
+        self, model: SlotModel, drafter: Drafter | None, state: SlotState, work: Round
+    ) -> RoundResult:
+        assert (model, drafter, state) == (self._model, self._drafter, self._state)
+        prefills: tuple[RowResult, ...] = ()
+        if work.prefills:
+            prefills = run_round(model, drafter, state, replace(work, decodes=())).prefills
+        return RoundResult(self._decode(work.decodes) if work.decodes else (), prefills)
+
+    def shapes(self) -> list[Shape]:
+        """All that rounds may have, from few rows and drafts to many."""
+        observed = [True] if self._drafter else []
+        return [
+            Shape(rows, gamma, observes)
+            for rows in row_buckets(self._slots)
+            for gamma in self._lengths
+            for observes in ([False, *observed] if gamma == 0 else [True])
+        ]
+
+    def prepare(self) -> None:
+        """Captures graphs for all shapes, or for as many as time and their bound allow."""
+        if self._capture is None:
+            return
+        began, held = time.monotonic(), self._capture.bytes_held()
+        shapes = self.shapes()
+        for shape in shapes[:MOST_GRAPHS]:
+            if time.monotonic() - began > LONGEST_CAPTURE_S:
+                break
+            self._prepared(shape)
+        logger.info(
+            "captured %d graphs of %d in %.1f s, %.1f MiB; the others when they are wanted",
+            len(self._work),
+            len(shapes),
+            time.monotonic() - began,
+            (self._capture.bytes_held() - held) / 2**20,
+        )
+
+    def shape_of(self, rows: Sequence[Decode]) -> Shape:
+        """The smallest shape that holds them."""
+        bucket = next(n for n in row_buckets(self._slots) if n >= len(rows))
+        widest = max(row.drafts for row in rows)
+        gamma = next(n for n in self._lengths if n >= widest)
+        return Shape(bucket, gamma, gamma > 0 or any(row.watched for row in rows))
+
+    def _prepared(self, shape: Shape) -> Work:
+        """The work of a shape, captured; what the inputs are told is forgotten."""
+        if shape in self._work:
+            self._work.move_to_end(shape)
+            return self._work[shape]
+        if shape.rows not in self._inputs:
+            self._inputs[shape.rows] = Inputs(shape.rows, self._slots, self._state.device)
+        inputs = self._inputs[shape.rows]
+
+        def work() -> Decoded:
+            return decode_rows(
+                self._model, self._drafter, self._state, inputs, shape, self._make_rule
+            )
+
+        captured: Work = work
+        if self._capture is not None:
+            if len(self._work) >= MOST_GRAPHS:
+                self._work.popitem(last=False)
+            inputs.send([], [], [])  # all rows idle: nothing that a slot knows is changed
+            began = time.monotonic()
+            captured = self._capture(work)
+            logger.debug("captured %s in %.2f s", shape, time.monotonic() - began)
+        self._work[shape] = captured
+        return captured
+
+    def _decode(self, rows: Sequence[Decode]) -> tuple[RowResult, ...]:
+        shape = self.shape_of(rows)
+        work = self._prepared(shape)
+        self._inputs[shape.rows].send(
+            [row.slot for row in rows],
+            [row.drafts for row in rows],
+            [row.watched for row in rows],
+        )
+        decoded = work()
+        logprobs = _logprobs(rows, decoded)
+        # the only read of the round, which waits for it
+        figures = decoded.result[: len(rows)].tolist()
+        results = []
+        for index, (row, numbers) in enumerate(zip(rows, figures, strict=True)):
+            count, accepted, ended = numbers[shape.width :]
+            output = bytes(numbers[:count])
+            records: tuple[ByteLogprob, ...] = ()
+            if logprobs is not None and row.alternatives >= 0:
+                records = logprobs.records(index, output, row.alternatives)
+            results.append(RowResult(output, row.drafts, accepted, bool(ended), records))
+        return tuple(results)
+
+
+def _logprobs(rows: Sequence[Decode], decoded: Decoded) -> Logprobs | None:
+    """Beside the graph, of logits that it leaves: rounds in which somebody wants them are few."""
+    most = max(row.alternatives for row in rows)
+    if most < 0:
+        return None
+    count = len(rows)
+    return logprobs_of(decoded.logits[:count], decoded.chosen[:count], most)
+
+
+def row_buckets(slots: int) -> list[int]:
+    """1, 2, 4, … and all slots."""
+    counts = [1 << n for n in range(slots.bit_length())]
+    return counts if counts[-1] == slots else [*counts, slots]

@@ -1,0 +1,319 @@
+"""Triton kernels of a Llama block over packed rows: a row's bits are its own by construction.
+
+Rows come in tiles of 16, padded, whatever their number; every sum over inputs is one chain in order
+(no split of it among programs), every sum over cached places is cut at places that depend on the
+cache's size alone.  So what shares a pass, or where a row stands in it, is in no sum.  The shapes
+of tiles are fixed for a process: others would order sums otherwise.  Nor is code specialised on the
+number of rows, so that any number runs the same.
+
+A norm is folded into the product behind it: with r = 1 / rms(x) the same for all inputs of a row,
+(r·x·w) W = r·((x·w) W), so that the row is read once.  Norms and sums are float32, products take
+their operands in the weights' type.
+
+Knows tensors' layouts and nothing of modules: `specdec.triton_stack` does.  Imports Triton, so it
+is imported where kernels are wanted and not before.
+
+N rows, D inputs, H query heads, K key-value heads, d head width, F feed-forward width, C places.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["rows"])
+def project_kernel(
+    x,
+    norm,
+    weight,
+    cos,
+    sin,
+    slot,
+    position,
+    index,
+    query,
+    keys,
+    values,
+    rows,
+    eps,
+    slot_stride,
+    head_stride,
+    FIRST_HEAD: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROW_TILE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """x [N, D] float32 → query [N, H, d]; keys, values [S, K, C, d] at (slot, index).
+
+    weight [(H + 2K)·d, D]; cos and sin [places, d] at `position`.  A program makes `PAIRS` pairs of
+    a head, which a rotation turns together: outputs p and p + d/2.
+    """
+    head = FIRST_HEAD + tl.program_id(2)
+    row = tl.program_id(0) * ROW_TILE + tl.arange(0, ROW_TILE)
+    pair = tl.program_id(1) * PAIRS + tl.arange(0, PAIRS)
+    real, inside = row < rows, pair < HEAD // 2
+    first = tl.zeros((ROW_TILE, PAIRS), tl.float32)
+    second = tl.zeros((ROW_TILE, PAIRS), tl.float32)
+    square = tl.zeros((ROW_TILE,), tl.float32)
+    for begin in range(0, WIDTH, BLOCK):
+        k = begin + tl.arange(0, BLOCK)
+        known = k < WIDTH
+        part = tl.load(x + row[:, None] * WIDTH + k, real[:, None] & known, 0.0)
+        square += tl.sum(part * part, 1)
+        part = part * tl.load(norm + k, known, 0.0)
+        part = part.to(weight.dtype.element_ty)
+        at = weight + (head * HEAD + pair) * WIDTH + k[:, None]
+        wanted = known[:, None] & inside
+        low = tl.load(at, wanted, 0.0)
+        high = tl.load(at + (HEAD // 2) * WIDTH, wanted, 0.0)
+        first = tl.dot(part, low, first, input_precision="ieee")
+        second = tl.dot(part, high, second, input_precision="ieee")
+    scale = 1 / tl.sqrt(square / WIDTH + eps)
+    first, second = first * scale[:, None], second * scale[:, None]
+    written = real[:, None] & inside
+    place = tl.load(index + row, real, 0)
+    if head < HEADS + KV_HEADS:
+        angle = tl.load(position + row, real, 0)[:, None] * HEAD + pair
+        c = tl.load(cos + angle, written, 0.0)
+        s = tl.load(sin + angle, written, 0.0)
+        first, second = first * c - second * s, second * c + first * s
+    if head < HEADS:
+        at = query + (row[:, None] * HEADS + head) * HEAD + pair
+    else:
+        owner = tl.load(slot + row, real, 0)
+        if head < HEADS + KV_HEADS:
+            at = keys + (head - HEADS) * head_stride
+        else:
+            at = values + (head - HEADS - KV_HEADS) * head_stride
+        at = at + (owner * slot_stride + place * HEAD)[:, None] + pair
+    tl.store(at, first.to(query.dtype.element_ty), written)
+    tl.store(at + HEAD // 2, second.to(query.dtype.element_ty), written)
+
+
+@triton.jit
+def attend_kernel(
+    query,
+    keys,
+    values,
+    slot,
+    index,
+    mixed,
+    partial,
+    weights,
+    slot_stride,
+    head_stride,
+    scale,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    GROUP_TILE: tl.constexpr,
+    PLACES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """A program: the query heads of one row that share a key-value head, over one split of
+    `SPLIT` places (Dao 2023, "Flash-Decoding").
+
+    With one split mixed [N, H, d] is written; with several, sums partial [N, H, SPLITS, d] and
+    their largest score and weight, weights [N, H, SPLITS, 2], which `combine_kernel` takes up.
+    """
+    row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    last = tl.load(index + row)
+    begin = split * SPLIT
+    if begin <= last:
+        member = tl.arange(0, GROUP_TILE)
+        d = tl.arange(0, HEAD_TILE)
+        head = kv_head * GROUP + member
+        asked = (member < GROUP)[:, None] & (d < HEAD)
+        q = tl.load(query + (row * HEADS + head[:, None]) * HEAD + d, asked, 0.0)
+        base = tl.load(slot + row) * slot_stride + kv_head * head_stride
+        top = tl.full((GROUP_TILE,), float("-inf"), tl.float32)
+        total = tl.zeros((GROUP_TILE,), tl.float32)
+        sums = tl.zeros((GROUP_TILE, HEAD_TILE), tl.float32)
+        end = tl.minimum(begin + SPLIT, last + 1)
+        for start in range(begin, end, PLACES):
+            place = start + tl.arange(0, PLACES)
+            seen = place < end
+            at = base + place * HEAD
+            k = tl.load(keys + at + d[:, None], seen & (d < HEAD)[:, None], 0.0)
+            score = tl.dot(q, k, input_precision="ieee") * scale
+            score = tl.where(seen, score, float("-inf"))
+            # the first place of a split is seen, so the top is finite
+            higher = tl.maximum(top, tl.max(score, 1))
+            faded = tl.exp(top - higher)
+            p = tl.exp(score - higher[:, None])
+            total = total * faded + tl.sum(p, 1)
+            v = tl.load(values + at[:, None] + d, seen[:, None] & (d < HEAD), 0.0)
+            sums = tl.dot(p.to(v.dtype), v, sums * faded[:, None], input_precision="ieee")
+            top = higher
+        if SPLITS == 1:
+            result = (sums / total[:, None]).to(mixed.dtype.element_ty)
+            tl.store(mixed + (row * HEADS + head[:, None]) * HEAD + d, result, asked)
+        else:
+            at = (row * HEADS + head) * SPLITS + split
+            tl.store(partial + at[:, None] * HEAD + d, sums, asked)
+            tl.store(weights + at * 2, top, member < GROUP)
+            tl.store(weights + at * 2 + 1, total, member < GROUP)
+
+
+@triton.jit
+def combine_kernel(
+    partial,
+    weights,
+    index,
+    mixed,
+    HEADS: tl.constexpr,
+    HEAD: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Splits that a row has, in order: mixed [N, H, d]; a program is a head of a row."""
+    at = tl.program_id(0) * HEADS + tl.program_id(1)
+    d = tl.arange(0, HEAD_TILE)
+    top = tl.load(weights + at * SPLITS * 2)
+    total = tl.load(weights + at * SPLITS * 2 + 1)
+    sums = tl.load(partial + at * SPLITS * HEAD + d, d < HEAD, 0.0)
+    for split in range(1, tl.load(index + tl.program_id(0)) // SPLIT + 1):
+        other = at * SPLITS + split
+        their_top = tl.load(weights + other * 2)
+        higher = tl.maximum(top, their_top)
+        faded, theirs = tl.exp(top - higher), tl.exp(their_top - higher)
+        total = total * faded + tl.load(weights + other * 2 + 1) * theirs
+        sums = sums * faded + tl.load(partial + other * HEAD + d, d < HEAD, 0.0) * theirs
+        top = higher
+    tl.store(mixed + at * HEAD + d, (sums / total).to(mixed.dtype.element_ty), d < HEAD)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def add_kernel(
+    x,
+    inputs,
+    weight,
+    out,
+    rows,
+    INPUTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROW_TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out [N, D] = x [N, D] + inputs [N, I] times weight [D, I]; `out` may be `x`."""
+    row = tl.program_id(0) * ROW_TILE + tl.arange(0, ROW_TILE)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real, inside = row < rows, column < WIDTH
+    sums = tl.zeros((ROW_TILE, COLUMNS), tl.float32)
+    for begin in range(0, INPUTS, BLOCK):
+        k = begin + tl.arange(0, BLOCK)
+        known = k < INPUTS
+        part = tl.load(inputs + row[:, None] * INPUTS + k, real[:, None] & known, 0.0)
+        w = tl.load(weight + column * INPUTS + k[:, None], known[:, None] & inside, 0.0)
+        sums = tl.dot(part, w, sums, input_precision="ieee")
+    at, written = row[:, None] * WIDTH + column, real[:, None] & inside
+    tl.store(out + at, tl.load(x + at, written, 0.0) + sums, written)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def gate_kernel(
+    x,
+    norm,
+    weight,
+    out,
+    embedding,
+    tokens,
+    seen,
+    rows,
+    eps,
+    WIDTH: tl.constexpr,
+    INNER: tl.constexpr,
+    ROW_TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CELL: tl.constexpr,
+):
+    """out [N, F] = silu(gate)·up of the normed x [N, D]; weight [2F, D] is gate, then up.
+
+    For a cell (`specdec.cell`) the input is x + embedding [256, D] at tokens [N], its norm has no
+    weights, and the normed input is left in seen [N, D].
+    """
+    row = tl.program_id(0) * ROW_TILE + tl.arange(0, ROW_TILE)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real, inside = row < rows, column < INNER
+    gate = tl.zeros((ROW_TILE, COLUMNS), tl.float32)
+    up = tl.zeros((ROW_TILE, COLUMNS), tl.float32)
+    square = tl.zeros((ROW_TILE,), tl.float32)
+    if CELL:
+        byte = tl.load(tokens + row, real, 0)
+    for begin in range(0, WIDTH, BLOCK):
+        k = begin + tl.arange(0, BLOCK)
+        known = k < WIDTH
+        given = real[:, None] & known
+        part = tl.load(x + row[:, None] * WIDTH + k, given, 0.0)
+        if CELL:
+            part += tl.load(embedding + byte[:, None] * WIDTH + k, given, 0.0)
+        square += tl.sum(part * part, 1)
+        if not CELL:
+            part = part * tl.load(norm + k, known, 0.0)
+        part = part.to(weight.dtype.element_ty)
+        at = weight + column * WIDTH + k[:, None]
+        wanted = known[:, None] & inside
+        gate = tl.dot(part, tl.load(at, wanted, 0.0), gate, input_precision="ieee")
+        at += INNER * WIDTH
+        up = tl.dot(part, tl.load(at, wanted, 0.0), up, input_precision="ieee")
+    scale = (1 / tl.sqrt(square / WIDTH + eps))[:, None]
+    gate, up = gate * scale, up * scale
+    result = gate / (1 + tl.exp(-gate)) * up
+    at = out + row[:, None] * INNER + column
+    tl.store(at, result.to(out.dtype.element_ty), real[:, None] & inside)
+    if CELL:
+        # each program leaves its share of what was normed
+        for begin in range(tl.program_id(1) * BLOCK, WIDTH, tl.num_programs(1) * BLOCK):
+            k = begin + tl.arange(0, BLOCK)
+            given = real[:, None] & (k < WIDTH)
+            part = tl.load(x + row[:, None] * WIDTH + k, given, 0.0)
+            part += tl.load(embedding + byte[:, None] * WIDTH + k, given, 0.0)
+            tl.store(seen + row[:, None] * WIDTH + k, part * scale, given)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def head_kernel(
+    x,
+    norm,
+    weight,
+    hidden,
+    logits,
+    rows,
+    eps,
+    WIDTH: tl.constexpr,
+    VOCABULARY: tl.constexpr,
+    ROW_TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """hidden [N, D] = the normed x [N, D], logits [N, V] of it; weight [V, D]; all float32."""
+    row = tl.program_id(0) * ROW_TILE + tl.arange(0, ROW_TILE)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real = row < rows
+    sums = tl.zeros((ROW_TILE, COLUMNS), tl.float32)
+    square = tl.zeros((ROW_TILE,), tl.float32)
+    for begin in range(0, WIDTH, BLOCK):
+        k = begin + tl.arange(0, BLOCK)
+        known = k < WIDTH
+        part = tl.load(x + row[:, None] * WIDTH + k, real[:, None] & known, 0.0)
+        square += tl.sum(part * part, 1)
+        part = part * tl.load(norm + k, known, 0.0)
+        w = tl.load(weight + column * WIDTH + k[:, None], known[:, None], 0.0)
+        sums = tl.dot(part, w, sums, input_precision="ieee")
+    scale = (1 / tl.sqrt(square / WIDTH + eps))[:, None]
+    tl.store(logits + row[:, None] * VOCABULARY + column, sums * scale, real[:, None])
+    for begin in range(tl.program_id(1) * BLOCK, WIDTH, tl.num_programs(1) * BLOCK):
+        k = begin + tl.arange(0, BLOCK)
+        given = real[:, None] & (k < WIDTH)
+        part = tl.load(x + row[:, None] * WIDTH + k, given, 0.0)
+        part = part * tl.load(norm + k, k < WIDTH, 0.0)
+        tl.store(hidden + row[:, None] * WIDTH + k, part * scale, given)

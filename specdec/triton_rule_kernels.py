@@ -1,0 +1,185 @@
+"""Triton kernels of the byte rule, its noise, and what follows from the bytes chosen.
+
+The rule of `specdec.sampling`, in float64 as there, a program a row; sums are ordered otherwise, so
+scores differ from its in their last bits and a process decodes by one or the other.
+
+B rows of a bucket, W rows verified for each, V = 256 bytes.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def gumbel_kernel(seed, start, noise, COUNT: tl.constexpr, HALF: tl.constexpr):
+    """noise [R, COUNT, 2·HALF] of seeds [R] at positions from start [R] on: `specdec.noise`."""
+    row, ahead = tl.program_id(0), tl.program_id(1)
+    pair = tl.arange(0, HALF)
+    key, position = tl.load(seed + row), tl.load(start + row) + ahead
+    low: tl.constexpr = 0xFFFFFFFF
+    k0, k1 = (key & low).to(tl.uint64), (key >> 32 & low).to(tl.uint64)
+    c0 = pair.to(tl.uint64)
+    c1 = (position & low).to(tl.uint64) + tl.zeros_like(c0)
+    c2 = (position >> 32 & low).to(tl.uint64) + tl.zeros_like(c0)
+    c3 = tl.zeros_like(c0)
+    for _ in tl.static_range(10):
+        one, two = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (two >> 32) ^ c1 ^ k0, two & low, (one >> 32) ^ c3 ^ k1, one & low
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    at = noise + (row * COUNT + ahead) * 2 * HALF + 2 * pair
+    tl.store(at, _gumbel(c0, c1))
+    tl.store(at + 1, _gumbel(c2, c3))
+
+
+@triton.jit
+def _gumbel(high, low):
+    uniform = ((high << 21) | (low >> 11)).to(tl.int64).to(tl.float64)
+    uniform = (uniform + 0.5) * 1.1102230246251565e-16
+    # log1p(-u) without a library's: the error of 1 - u is divided out (Higham 2002, section 1.14.1)
+    rest = 1.0 - uniform
+    taken = rest - 1.0
+    near = tl.where(taken == 0.0, -1.0, taken)
+    exponential = tl.where(taken == 0.0, uniform, -tl.log(rest) * (uniform / -near))
+    return -tl.log(exponential)
+
+
+@triton.jit(do_not_specialize=["first", "width"])
+def choose_kernel(
+    logits,
+    tokens,
+    chosen,
+    slots,
+    length,
+    noise,
+    noise_start,
+    counts,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    presence_penalty,
+    frequency_penalty,
+    repetition_penalty,
+    bias,
+    eos,
+    allow_eos_from,
+    first,
+    width,
+    VOCABULARY: tl.constexpr,
+    AHEAD: tl.constexpr,
+):
+    """chosen [B, n] by logits [B, n, V] of places first..first+n-1 of the rows.
+
+    tokens [B, width] are each row's last byte and its drafts, of which a place's first count as
+    put out.  Everything else is a slot's.
+    """
+    row, offset = tl.program_id(0), tl.program_id(1)
+    place = first + offset
+    at = row * tl.num_programs(1) + offset
+    slot = tl.load(slots + row)
+    byte = tl.arange(0, VOCABULARY)
+    position = tl.load(length + slot) + 1 + place
+    score = tl.load(logits + at * VOCABULARY + byte).to(tl.float64)
+    count = tl.load(counts + slot * VOCABULARY + byte)
+    for before in range(1, place + 1):
+        count += (byte == tl.load(tokens + row * width + before)).to(tl.int64)
+
+    seen = count > 0
+    repetition = tl.load(repetition_penalty + slot)
+    repeated = tl.where(score > 0, score / repetition, score * repetition)
+    score = tl.where(seen, repeated, score)
+    score -= tl.load(presence_penalty + slot) * seen.to(tl.float64)
+    score -= tl.load(frequency_penalty + slot) * count.to(tl.float64)
+    score += tl.load(bias + slot * VOCABULARY + byte)
+    banned = position < tl.load(allow_eos_from + slot)
+    score = tl.where(banned & (byte == tl.load(eos + slot)), float("-inf"), score)
+
+    heat = tl.load(temperature + slot)
+    if heat > 0:
+        score = (score - tl.max(score, 0)) / heat
+        most, mass = tl.load(top_k + slot), tl.load(top_p + slot)
+        floor = tl.load(min_p + slot)
+        if (most > 0) | (mass < 1) | (floor > 0):
+            score = _filtered(score, most, mass, floor, VOCABULARY)
+        score -= tl.log(tl.sum(tl.exp(score), 0))
+        # rows that idle, are greedy or draft further than they may have no noise at their places
+        ahead = position - tl.load(noise_start + slot)
+        ahead = tl.minimum(tl.maximum(ahead, 0), AHEAD - 1)
+        score += tl.load(noise + (slot * AHEAD + ahead) * VOCABULARY + byte)
+    tl.store(chosen + at, tl.argmax(score, 0, tie_break_left=True).to(tl.int64))
+
+
+@triton.jit
+def _filtered(score, most, mass, floor, VOCABULARY: tl.constexpr):
+    """top_k, top_p and min_p of scores whose top is 0: `specdec.sampling.filter_top`."""
+    rank = tl.arange(0, VOCABULARY)
+    if most > 0:
+        ordered = tl.sort(score, descending=True)
+        threshold = tl.max(tl.where(rank == most - 1, ordered, float("-inf")), 0)
+        score = tl.where(score < threshold, float("-inf"), score)
+    if mass < 1:
+        ordered = tl.sort(score, descending=True)
+        probability = tl.exp(ordered)
+        probability = probability / tl.sum(probability, 0)
+        before = tl.cumsum(probability, 0) - probability
+        kept = tl.sum(((before < mass) | (rank == 0)).to(tl.int32), 0)
+        threshold = tl.max(tl.where(rank == kept - 1, ordered, float("-inf")), 0)
+        # of those at the threshold the lowest bytes stay, as many as there is room for
+        tied = score == threshold
+        room = kept - tl.sum((score > threshold).to(tl.int32), 0)
+        out = (score < threshold) | (tied & (tl.cumsum(tied.to(tl.int32), 0) > room))
+        score = tl.where(out, float("-inf"), score)
+    if floor > 0:
+        score = tl.where(score < tl.log(floor), float("-inf"), score)
+    return score
+
+
+@triton.jit(do_not_specialize=["width"])
+def settle_kernel(
+    tokens,
+    chosen,
+    slots,
+    drafts,
+    length,
+    last,
+    end,
+    eos,
+    counts,
+    result,
+    committed,
+    width,
+    IDLE: tl.constexpr,
+    WIDEST: tl.constexpr,
+    VOCABULARY: tl.constexpr,
+):
+    """result [B, width + 3], committed [B]: see `specdec.static_round.StaticRule.settle`."""
+    row = tl.program_id(0)
+    slot, drafted = tl.load(slots + row), tl.load(drafts + row)
+    place = tl.arange(0, WIDEST)
+    choice = tl.load(chosen + row * width + place, place < width, -1)
+    draft = tl.load(tokens + row * width + 1 + place, place < drafted, -1)
+    agreed = tl.min(tl.where((draft == choice) & (place < drafted), WIDEST, place), 0)
+    start = tl.load(length + slot)
+    count = tl.minimum(agreed.to(tl.int64) + 1, tl.load(end + slot) - start - 1)
+    is_end = (choice == tl.load(eos + slot)) & (place < count)
+    first_end = tl.min(tl.where(is_end, place, WIDEST), 0).to(tl.int64)
+    ended = first_end < count
+    count = tl.where(ended, first_end + 1, count)
+    accepted = tl.minimum(agreed.to(tl.int64), count)
+    working = drafted != IDLE
+    count = tl.where(working, count, 0)
+
+    at = result + row * (width + 3)
+    tl.store(at + place, choice, place < width)
+    tl.store(at + width, count)
+    tl.store(at + width + 1, tl.where(working, accepted, 0))
+    tl.store(at + width + 2, tl.where(working & ended, 1, 0).to(tl.int64))
+    tl.store(committed + row, tl.maximum(count, 1))
+    if working:
+        tl.store(length + slot, start + count)
+        tl.store(last + slot, tl.sum(tl.where(place == count - 1, choice, 0), 0))
+        byte = tl.arange(0, VOCABULARY)
+        total = tl.load(counts + slot * VOCABULARY + byte)
+        for emitted in range(count):
+            total += (byte == tl.load(chosen + row * width + emitted)).to(tl.int64)
+        tl.store(counts + slot * VOCABULARY + byte, total)

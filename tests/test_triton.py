@@ -1,0 +1,234 @@
+"""The Triton kernels against torch's operations, and a row's bits in any company.
+
+Compiled where there is a GPU, elsewhere interpreted, which is slow: few rows, small models.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import agreeing_prophet, tiny_model, tiny_prophet
+from torch import Tensor
+
+triton = pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+    pytest.skip("Triton's interpreter fails with NumPy 2.4", allow_module_level=True)
+
+from specdec import triton_stack  # noqa: E402
+from specdec.build import build_graph_decoder  # noqa: E402
+from specdec.decoder import Job, generate  # noqa: E402
+from specdec.kinds import build_drafter  # noqa: E402
+from specdec.noise import gumbel_ahead  # noqa: E402
+from specdec.packed import PackedModel  # noqa: E402
+from specdec.sampling import SamplingParams  # noqa: E402
+from specdec.state import SlotState  # noqa: E402
+from specdec.static_round import Inputs, TorchStaticRule  # noqa: E402
+from specdec.triton_drafters import build_triton_drafter  # noqa: E402
+from specdec.triton_rule import TritonRule, triton_gumbel_ahead  # noqa: E402
+from specdec.triton_stack import TritonStack  # noqa: E402
+
+# the interpreter makes numbers of arrays of one element
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:triton")
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs of a program are in no sum, and the interpreter runs programs one by one."""
+    if INTERPRETED:
+        monkeypatch.setattr(triton_stack, "COLUMNS", 256)
+
+
+def _filled(context: int, kv_heads: int, dtype: torch.dtype = torch.float32) -> PackedModel:
+    """A model on the kernels whose caches hold something at every place."""
+    model = tiny_model(kv_heads=kv_heads, context=context)
+    packed = PackedModel(
+        model, slots=4, context=context, device=DEVICE, dtype=dtype, make_stack=TritonStack
+    )
+    generator = torch.Generator().manual_seed(0)
+    for cache in (packed.stack.keys, packed.stack.values):
+        cache.copy_(torch.randn(cache.shape, generator=generator))
+    return packed
+
+
+def _forward(model: PackedModel, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+    """Of rows (byte, slot, place), the cache left as it was."""
+    kept = model.stack.keys.clone(), model.stack.values.clone()
+    tokens, slot, place = torch.tensor(rows, device=DEVICE).T.contiguous()
+    result = model.forward(tokens, slot, place, place, ((len(rows), 1),))
+    model.stack.keys.copy_(kept[0])
+    model.stack.values.copy_(kept[1])
+    return result
+
+
+@pytest.mark.parametrize(("kv_heads", "context"), [(1, 640), (2, 160)])
+def test_a_pass_gives_what_torch_gives(kv_heads: int, context: int) -> None:
+    """With one split of the cache and with several, at their borders."""
+    ours = _filled(context, kv_heads)
+    places = [0, 5, 255, 256, 600] if context == 640 else [0, 63, 64, 150]
+    reference = PackedModel(
+        tiny_model(kv_heads=kv_heads, context=context),
+        slots=4,
+        context=context,
+        device=DEVICE,
+        dtype=torch.float32,
+    )
+    own = ours.stack.keys.shape[3]
+    reference.stack.keys[:, :, :, :own] = ours.stack.keys
+    reference.stack.values[:, :, :, :own] = ours.stack.values
+    rows = [(40 + index, index % 3 + 1, place) for index, place in enumerate(places)]
+    tokens, slot, place = torch.tensor(rows, device=DEVICE).T.contiguous()
+    expected = reference.forward(tokens, slot, place, place, ((len(rows), 1),))
+    for a, b in zip(ours.forward(tokens, slot, place, place, ()), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    for cache, other in (
+        (ours.stack.keys, reference.stack.keys),
+        (ours.stack.values, reference.stack.values),
+    ):
+        torch.testing.assert_close(cache, other[:, :, :, :own], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
+    model = _filled(640, 1, dtype)
+    row = (101, 2, 300)
+    alone = _forward(model, [row])
+    others = [(7 * n % 256, (0, 1, 3)[n % 3], 37 * n % 200) for n in range(17)]
+    for company, at in ((1, 1), (15, 15), (17, 16)):
+        rows = others[:company]
+        rows.insert(at, row)
+        together = _forward(model, rows)
+        for a, b in zip(alone, together, strict=True):
+            assert torch.equal(a[0], b[at])
+    # in another slot that holds the same
+    for cache in (model.stack.keys, model.stack.values):
+        cache[:, 0] = cache[:, 2]
+    for a, b in zip(alone, _forward(model, [others[1], (101, 0, 300)]), strict=True):
+        assert torch.equal(a[0], b[1])
+
+
+def test_noise_is_that_of_torch_but_for_the_last_bits() -> None:
+    seed = torch.tensor([0, 5, -7, 2**62], device=DEVICE)
+    start = torch.tensor([0, 1, 100, 2**33], device=DEVICE)
+    torch.testing.assert_close(
+        triton_gumbel_ahead(seed, start, 3), gumbel_ahead(seed, start, 3), rtol=0, atol=1e-13
+    )
+
+
+PARAMS = [
+    SamplingParams(),
+    SamplingParams(temperature=0, frequency_penalty=0.4),
+    SamplingParams(temperature=0.7, top_k=3),
+    SamplingParams(top_p=0.5, min_p=0.02),
+    SamplingParams(
+        temperature=1.3,
+        presence_penalty=1,
+        repetition_penalty=1.3,
+        min_tokens=9,
+        logit_bias=((3, 5.0), (7, -float("inf"))),
+    ),
+]
+
+
+def test_the_rule_is_that_of_torch() -> None:
+    """Integer logits, so that thresholds meet ties; a row idles."""
+    logits = torch.randn(6, 2, 256, generator=torch.Generator().manual_seed(1)).mul(2).round()
+    counts = torch.randint(0, 2, (5, 256), generator=torch.Generator().manual_seed(2))
+    logits = logits.to(DEVICE)
+    outcomes = []
+    for make_rule in (TorchStaticRule, TritonRule):
+        state = SlotState(6, DEVICE)
+        for slot, params in enumerate(PARAMS):
+            state.open(slot, b"abcd", 40 if slot else 5, params, slot, 3)
+        state.refill_noise(list(range(5)), [3] * 5, 17)
+        state.counts[:5] = counts.to(DEVICE)
+        inputs = Inputs(6, 5, DEVICE)
+        inputs.send([0, 1, 2, 3, 4], [1, 1, 0, 1, 1], [True] * 5)
+        rule = make_rule(state, inputs, 2)
+        drafts = rule.pick(0, logits[:, 0])
+        drafts[1] += 1  # one that is wrong
+        tokens = torch.stack((rule.last, drafts % 256), 1)
+        chosen = rule.judge(logits, tokens)
+        result, committed = rule.settle(tokens, chosen)
+        outcomes.append((drafts[:5], chosen[:5], result, committed, state))
+    for a, b in zip(outcomes[0][:2], outcomes[1][:2], strict=True):
+        assert torch.equal(a, b)
+    (*_, result, committed, state), (*_, ours, our_committed, our_state) = outcomes
+    assert torch.equal(result[:5], ours[:5])
+    assert ours[5, 2:].tolist() == [0, 0, 0]
+    assert ours[:5, 2].tolist() == [1, 1, 1, 2, 2]
+    assert torch.equal(committed, our_committed)
+    for name in ("length", "last", "counts"):
+        assert torch.equal(getattr(state, name)[:5], getattr(our_state, name)[:5])
+
+
+class Recording:
+    """A rule that takes the likeliest byte and remembers scores."""
+
+    def __init__(self) -> None:
+        self.scores: list[Tensor] = []
+
+    def pick(self, step: int, logits: Tensor) -> Tensor:
+        self.scores.append(logits.clone())
+        return logits.argmax(-1)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_drafters_draft_as_those_of_torch(parallel: bool) -> None:
+    model = tiny_model()
+    prophet = tiny_prophet(model, parallel=parallel)
+    slots = torch.tensor([2, 0], device=DEVICE)
+    last = torch.tensor([65, 200], device=DEVICE)
+    hidden = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]], device=DEVICE)
+    seen = []
+    for build in (build_drafter, build_triton_drafter):
+        drafter = build(prophet, slots=4, context=160, device=DEVICE, dtype=torch.float32)
+        start = torch.zeros_like(last)
+        # of the second row one place is committed
+        drafter.observe(slots, start, hidden, tokens, torch.tensor([3, 1], device=DEVICE))
+        rule = Recording()
+        drafts = drafter.draft(slots, last, torch.tensor([3, 1], device=DEVICE), 3, rule)
+        seen.append((drafts, *rule.scores))
+    for a, b in zip(*seen, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_rows_that_share_rounds_have_the_bytes_of_base_alone(parallel: bool) -> None:
+    model = tiny_model(depth=1, context=64)
+    decoder = build_graph_decoder(
+        model,
+        agreeing_prophet(model, parallel=parallel),
+        slots=3,
+        device=DEVICE,
+        dtype=torch.float32,
+        context=64,
+        draft_lengths=(2,),
+        capture=None,
+    )
+    params = SamplingParams(temperature=0.8, frequency_penalty=0.3)
+    jobs = [Job(b"a b", 6, params, 4, draft_length=n) for n in (2, 0)]
+    jobs.append(Job(b"zz", 4, SamplingParams(temperature=0), 5, draft_length=1))
+    together = generate(decoder, jobs)
+    assert together[0].output == together[1].output
+    (alone,) = generate(decoder, [Job(b"zz", 4, SamplingParams(temperature=0), 5)])
+    assert together[2].output == alone.output
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_hopper_without_a_gpu(tmp_path: Path) -> None:
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    here = Path(__file__).parent
+    subprocess.run(
+        [sys.executable, str(here / "compile_kernels.py")],
+        check=True,
+        env=environment,
+        cwd=here.parent,
+    )
