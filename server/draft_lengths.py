@@ -52,7 +52,7 @@ class RoundCosts:
         else:
             self._plain = _nearer(self._plain, seen)
             # nothing shows now what drafts cost: what was seen last fades
-            self._drafting += 0.0003 * (self._plain - self._drafting)
+            self._drafting += 0.0001 * (self._plain - self._drafting)
 
 
 def _smoothed(
@@ -160,7 +160,7 @@ class DraftLengths:
 
     EVERY = 32
     """Rounds between decisions, and eight more for each row: they cost time too."""
-    FIRST = 8
+    FIRST = 4
     """Rounds until the second decision; then twice as many, and so on."""
     GAIN = 1.03
     """What another decision has to bring at least."""
