@@ -160,7 +160,7 @@ class DraftLengths:
 
     EVERY = 32
     """Rounds between decisions, and eight more for each row: they cost time too."""
-    FIRST = 4
+    FIRST = 8
     """Rounds until the second decision; then twice as many, and so on."""
     GAIN = 1.03
     """What another decision has to bring at least."""
