@@ -25,12 +25,13 @@ class RoundCosts:
         if self.lengths[0] != 0:
             raise ValueError("costs of plain rounds are missing")
         self._measured = _smoothed(measured, self._rows, self.lengths)
-        # what rounds cost lately against what was measured: plain ones, and those that draft
-        self._plain = self._drafting = 1.0
+        # what rounds cost lately against what was measured, and what drafts add to them likewise
+        self._plain = self._drafts = 1.0
 
     def seconds(self, rows: int, gamma: int) -> float:
         """Between what was measured linear, outside in proportion to the last two."""
-        return (self._drafting if gamma else self._plain) * self._expected(rows, gamma)
+        plain = self._expected(rows, 0)
+        return self._plain * (plain + self._drafts * (self._expected(rows, gamma) - plain))
 
     def _expected(self, rows: int, gamma: int) -> float:
         few, many, further = _between(self._rows, rows)
@@ -43,16 +44,17 @@ class RoundCosts:
 
     def observe(self, lengths: Sequence[int], seconds: float) -> None:
         """A round that consumed no prompt took so long."""
-        # few rows that draft among many cost more than their share: such rounds tell nothing
-        if len(set(lengths)) > 1:
-            return
-        seen = seconds / self._expected(len(lengths), lengths[0])
-        if lengths[0]:
-            self._drafting = _nearer(self._drafting, seen)
+        rows = len(lengths)
+        plain = self._expected(rows, 0)
+        if any(lengths):
+            # few rows that draft among many cost more than their share: such rounds tell nothing
+            added = self._expected(rows, lengths[0]) - plain
+            if added > 0 and len(set(lengths)) == 1:
+                self._drafts = _nearer(self._drafts, (seconds / self._plain - plain) / added)
         else:
-            self._plain = _nearer(self._plain, seen)
+            self._plain = _nearer(self._plain, seconds / plain)
             # nothing shows now what drafts cost: what was seen last fades
-            self._drafting += 0.0001 * (self._plain - self._drafting)
+            self._drafts += 0.0005 * (1.0 - self._drafts)
 
 
 def _smoothed(
@@ -75,8 +77,8 @@ def _smoothed(
 
 
 def _nearer(value: float, seen: float) -> float:
-    """A fifth of the way; a round that something else held up moves it no further than another."""
-    return value + 0.2 * (min(2 * value, max(0.5 * value, seen)) - value)
+    """A tenth of the way; a round that something else held up moves it no further than another."""
+    return value + 0.1 * (min(2 * value, max(0.5 * value, seen)) - value)
 
 
 def _between(known: Sequence[int], value: int) -> tuple[int, int, float]:

@@ -125,7 +125,7 @@ def test_a_row_that_does_not_draft_tries_again_only_where_that_may_pay() -> None
 def test_costs_that_were_measured_wrong_are_corrected() -> None:
     """A profile that promises cheap rounds, where every place costs."""
     simulation = Simulation(dear, [0.5])
-    reached = auto(simulation, 12000, measured(cheap))
+    reached = auto(simulation, 8000, measured(cheap))
     assert reached > 0.95
 
 
