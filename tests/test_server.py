@@ -284,10 +284,14 @@ def test_a_thousand_connections_dropped_harm_nobody(url: str) -> None:
     assert answer.status_code == 200
 
 
-def test_ten_megabytes_are_read_and_refused(url: str) -> None:
-    response = httpx.post(f"{url}/generate", json={"prompt": "a" * 10 * 2**20}, timeout=60)
-    assert response.status_code == 400
-    assert response.json()["error"]["code"] == "context_length_exceeded"
+@pytest.mark.parametrize(
+    ("mebibytes", "status", "code"),
+    [(3, 400, "context_length_exceeded"), (10, 413, "body_too_large")],
+)
+def test_megabytes_are_refused(url: str, mebibytes: int, status: int, code: str) -> None:
+    response = httpx.post(f"{url}/generate", json={"prompt": "a" * mebibytes * 2**20}, timeout=60)
+    assert response.status_code == status
+    assert response.json()["error"]["code"] == code
     assert httpx.get(f"{url}/health").status_code == 200
 
 

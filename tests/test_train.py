@@ -166,9 +166,9 @@ def test_validations_of_all_windows_are_in_the_longest(text: Path, tmp_path: Pat
     lengths = []
     losses = trainer.losses
 
-    def seen(tokens: torch.Tensor, draw: int, model: torch.nn.Module) -> Losses:
+    def seen(tokens: torch.Tensor, draw: int, model: torch.nn.Module, drafts: int) -> Losses:
         lengths.append(tuple(tokens.shape))
-        return losses(tokens, draw, model)
+        return losses(tokens, draw, model, drafts)
 
     trainer.losses = seen  # type: ignore[method-assign]
     for trainer.step in (0, 7):
