@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.auto import run
+from bench.auto import Receiver
 from server.loading import load_engine
-from server.messages import Mode
+from server.messages import Mode, Submission
 from server.settings import Settings
 from specdec.attention import LONGEST_SPAN
 from specdec.build import build_decoder
 from specdec.checkpoint import load_model
 from specdec.config import VOCAB_SIZE
+from specdec.sampling import SamplingParams
 
 
 class Runner(Protocol):
@@ -32,7 +33,10 @@ class Runner(Protocol):
 
 
 class Ours:
-    """The engine as the server loads it, asked without HTTP."""
+    """The engine as the server loads it, asked without HTTP.
+
+    With as many slots as prompts; one that still holds a prompt spares it to who asks for it again.
+    """
 
     def __init__(
         self, checkpoint: Path, prophet: Path | None, mode: Mode, batch: int, dtype: torch.dtype
@@ -54,8 +58,17 @@ class Ours:
         }[mode]
 
     def generate(self, prompts: list[bytes], tokens: int) -> list[bytes]:
-        _, outputs, _ = run(self.engine, prompts, self.mode, self.draft_length, 0.0, tokens)
-        return outputs
+        greedy, receivers = SamplingParams(temperature=0.0), [Receiver() for _ in prompts]
+        for index, (prompt, receiver) in enumerate(zip(prompts, receivers, strict=True)):
+            self.engine.submit(
+                Submission(
+                    f"{index}", prompt, tokens, greedy, 0, self.mode, self.draft_length, None
+                ),
+                receiver,
+            )
+        for receiver in receivers:
+            receiver.done.wait()
+        return [receiver.output for receiver in receivers]
 
     def logits(self, text: bytes) -> Tensor:
         decoder = build_decoder(
