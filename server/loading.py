@@ -10,7 +10,7 @@ from server.engine import Engine
 from server.messages import EngineInfo, Exactness
 from server.profiling import measure_costs
 from server.settings import Settings
-from specdec.build import Model, build_decoder, slot_bytes, spare_slots
+from specdec.build import Kernels, Model, build_decoder, runs_natively, slot_bytes, spare_slots
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, generate
 from specdec.graph_round import GraphRounds
@@ -32,11 +32,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and on processors that multiply it, else float32."""
+def pick_dtype(name: str, device: torch.device, kernels: Kernels) -> torch.dtype:
+    """`auto` is float32 on processors for which neither torch nor the compiled core has anything
+    faster, else bfloat16."""
     if name != "auto":
         return _DTYPES[name]
-    native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16
+    native = runs_natively(kernels, device, torch.bfloat16)
     return torch.bfloat16 if native else torch.float32
 
 
@@ -44,7 +47,7 @@ def load_engine(settings: Settings) -> Engine:
     """A started engine.  ValueError, naming file or setting, for what cannot be served."""
     began = time.monotonic()
     device = pick_device(settings.device)
-    dtype = pick_dtype(settings.dtype, device)
+    dtype = pick_dtype(settings.dtype, device, settings.kernels)
     model = load_model(settings.checkpoint)
     prophet_directory = settings.prophet or settings.checkpoint
     prophet = load_prophet(prophet_directory, model_directory=settings.checkpoint)

@@ -3,9 +3,9 @@
 C++ without dependencies, compiled for this very processor.  Knows nothing of what the
 functions do; where there is no compiler `native_library` says so and the caller goes without.
 
-bfloat16 weights are multiplied in float32, or with inputs rounded to bfloat16 too and two products
-a lane: what is faster here, or what SPECDEC_BF16_PRODUCTS says, `float32` or `pairs`.  The bytes
-that a model chooses can differ between the two.
+bfloat16 weights are multiplied in float32, with inputs rounded to bfloat16 too and two products a
+lane, or as 16-bit integers (`Products`): what is faster here, or what SPECDEC_BF16_PRODUCTS says.
+The bytes that a model chooses can differ between them.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 NATIVE = Path(__file__).parent / "native"
 SOURCES, HEADERS = sorted(NATIVE.glob("*.cpp")), sorted(NATIVE.glob("*.h"))
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
+
+Products = Literal["float32", "pairs", "integers"]
+"""How bfloat16 weights are multiplied: `native/products.h` says what each rounds."""
+PRODUCTS = get_args(Products)
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -48,6 +52,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "specdec_drafter_keep": (None, [_POINTER, _INT]),
     "specdec_drafter_copy": (None, [_POINTER] + [_INT] * 3),
     "specdec_round": (None, [_POINTER] * 5),
+    "specdec_uniforms": (None, [_INT, _INT] + [_POINTER] * 3),
     "specdec_choose": (
         None,
         [_POINTER, _INT, _INT, _INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER],
@@ -99,7 +104,7 @@ def _built() -> Path:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     source = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS))
     processor = _processor()
-    flags = [*FLAGS, *(["-DSPECDEC_PAIRS"] if _in_pairs(processor) else [])]
+    flags = [*FLAGS, f"-DSPECDEC_{_products(processor).upper()}"]
     depends = repr((flags, compiler, processor.get("flags", processor.get("Features"))))
     key = hashlib.sha256(source + depends.encode()).hexdigest()[:20]
     for directory in _directories():
@@ -143,19 +148,30 @@ def _ours(directory: Path) -> bool:
     return status.st_uid in (0, os.getuid()) and not status.st_mode & 0o022
 
 
-def _in_pairs(processor: dict[str, str]) -> bool:
-    """Whether bfloat16 weights are multiplied in pairs.  ValueError for what cannot be.
+def _products(processor: dict[str, str]) -> Products:
+    """How bfloat16 weights are multiplied.  ValueError for what cannot be.
 
     AMD's processors multiply pairs at twice the rate of float32, Intel's at half of it.
     """
-    can = "avx512_bf16" in processor.get("flags", "").split()
+    flags = processor.get("flags", "").split()
+    can: dict[str, bool] = {
+        "float32": True,
+        "pairs": "avx512_bf16" in flags,
+        "integers": "avx2" in flags and "avx512f" not in flags,
+    }
     asked = os.environ.get("SPECDEC_BF16_PRODUCTS", "auto")
-    if asked not in ("auto", "float32", "pairs"):
-        raise ValueError(f"SPECDEC_BF16_PRODUCTS is {asked!r}, not auto, float32 or pairs")
-    if asked == "pairs" and not can:
-        raise ValueError("SPECDEC_BF16_PRODUCTS: no pairs on a processor without AVX512-BF16")
-    faster = processor.get("vendor_id") == "AuthenticAMD"
-    return can and (faster if asked == "auto" else asked == "pairs")
+    if asked not in ("auto", *PRODUCTS):
+        raise ValueError(
+            f"SPECDEC_BF16_PRODUCTS is {asked!r}, not one of auto, {', '.join(PRODUCTS)}"
+        )
+    if asked == "auto":
+        if can["pairs"] and processor.get("vendor_id") == "AuthenticAMD":
+            return "pairs"
+        return "integers" if can["integers"] else "float32"
+    if not can[asked]:
+        need = {"pairs": "with AVX512-BF16", "integers": "with AVX2 and without AVX-512"}[asked]
+        raise ValueError(f"SPECDEC_BF16_PRODUCTS: {asked} are for processors {need}")
+    return cast(Products, asked)
 
 
 def _processor() -> dict[str, str]:

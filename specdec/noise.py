@@ -51,7 +51,12 @@ def gumbel(seed: Tensor, position: Tensor) -> Tensor:
     )
     high, low = words[..., 0::2], words[..., 1::2]
     uniform = ((high << 21 | low >> 11).double() + 0.5) * 2.0**-53
-    return -torch.log(-torch.log1p(-uniform)).flatten(-2)
+    return gumbel_of(uniform.flatten(-2))
+
+
+def gumbel_of(uniform: Tensor) -> Tensor:
+    """The noise that uniforms stand for, written over them."""
+    return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
 def gumbel_ahead(seed: Tensor, start: Tensor, count: int) -> Tensor:

@@ -47,12 +47,15 @@ def pack_linear(weight: Tensor) -> Linear:
     weight = weight.detach().contiguous()
     if not packs(weight.device, weight.dtype):
         return _tiled(weight) if weight.device.type == "cpu" else lambda x: F.linear(x, weight)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+    # oneDNN multiplies bfloat16 on some processors only
+    half = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    kind = weight.dtype if half else torch.float32
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(kind), 64)
     product = torch.ops.mkldnn._linear_pointwise.default
 
     def linear(x: Tensor) -> Tensor:
-        result: Tensor = product(x, packed, None, "none", [], "")
-        return result
+        result: Tensor = product(x.to(kind), packed, None, "none", [], "")
+        return result.to(weight.dtype)
 
     return linear
 

@@ -124,10 +124,14 @@ def test_devices_and_types_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="device: cuda"):
         pick_device("cuda")
     cpu = torch.device("cpu")
-    assert pick_dtype("float64", cpu) == torch.float64
-    assert pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert pick_dtype("float64", cpu, "auto") == torch.float64
+    assert pick_dtype("auto", torch.device("cuda"), "auto") == torch.bfloat16
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert pick_dtype("auto", cpu) == torch.float32
+    assert pick_dtype("auto", cpu, "torch") == torch.float32
+    monkeypatch.setattr("server.loading.runs_natively", lambda *_: True)
+    assert pick_dtype("auto", cpu, "auto") == torch.bfloat16
+    monkeypatch.setattr("server.loading.runs_natively", lambda *_: False)
+    assert pick_dtype("auto", cpu, "auto") == torch.float32
 
 
 @pytest.mark.parametrize("context", [2, 20, 60, 120])

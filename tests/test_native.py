@@ -1,7 +1,6 @@
 """The compiled core against torch: the model's scores, the rule's bytes, and doing without it."""
 
 import ctypes
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,8 +21,10 @@ from specdec.decoder import Job, Output, generate
 from specdec.invariance import measure_invariance
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library
+from specdec.native_noise import native_gumbel_ahead
 from specdec.native_round import _Buffers
 from specdec.native_stack import NativeModel
+from specdec.noise import gumbel_ahead
 from specdec.packed import PackedModel
 from specdec.prophet import Prophet
 from specdec.rule import Group, TorchRule
@@ -373,35 +374,70 @@ def test_jobs_of_all_kinds_are_equal_to_base_alone() -> None:
 
 def test_products_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECDEC_BF16_PRODUCTS", "fast")
-    with pytest.raises(ValueError, match="SPECDEC_BF16_PRODUCTS is 'fast', not auto, float32 or"):
+    with pytest.raises(
+        ValueError, match="SPECDEC_BF16_PRODUCTS is 'fast', not one of auto, float32,"
+    ):
         library._built()
-    monkeypatch.setenv("SPECDEC_BF16_PRODUCTS", "pairs")
     monkeypatch.setattr(library, "_processor", lambda: {"flags": "avx2 avx512f"})
-    with pytest.raises(ValueError, match="no pairs on a processor without AVX512-BF16"):
+    monkeypatch.setenv("SPECDEC_BF16_PRODUCTS", "pairs")
+    with pytest.raises(ValueError, match="pairs are for processors with AVX512-BF16"):
+        library._built()
+    monkeypatch.setenv("SPECDEC_BF16_PRODUCTS", "integers")
+    with pytest.raises(
+        ValueError, match="integers are for processors with AVX2 and without AVX-512"
+    ):
         library._built()
 
 
 def test_the_faster_products_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPECDEC_BF16_PRODUCTS", raising=False)
-    flags = "avx512f avx512_bf16"
-    assert library._in_pairs({"flags": flags, "vendor_id": "AuthenticAMD"})
-    assert not library._in_pairs({"flags": flags, "vendor_id": "GenuineIntel"})
-    assert not library._in_pairs({"flags": "avx512f", "vendor_id": "AuthenticAMD"})
+    both = "avx2 avx512f avx512_bf16"
+    assert library._products({"flags": both, "vendor_id": "AuthenticAMD"}) == "pairs"
+    assert library._products({"flags": both, "vendor_id": "GenuineIntel"}) == "float32"
+    assert library._products({"flags": "avx2 avx512f", "vendor_id": "AuthenticAMD"}) == "float32"
+    assert library._products({"flags": "avx2", "vendor_id": "AuthenticAMD"}) == "integers"
+    assert library._products({"Features": "asimd"}) == "float32"
     monkeypatch.setenv("SPECDEC_BF16_PRODUCTS", "float32")
-    assert not library._in_pairs({"flags": flags, "vendor_id": "AuthenticAMD"})
+    assert library._products({"flags": both, "vendor_id": "AuthenticAMD"}) == "float32"
 
 
 @pytest.mark.slow
-def test_the_other_products_keep_to_the_rules_too() -> None:
+@pytest.mark.parametrize("other", library.PRODUCTS)
+def test_the_other_products_keep_to_the_rules_too(
+    other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     processor = library._processor()
-    other = "float32" if library._in_pairs(processor) else "pairs"
-    if other == "pairs" and "avx512_bf16" not in processor.get("flags", "").split():
-        pytest.skip("this processor has one kind of product")
+    if other == library._products(processor):
+        pytest.skip("these are the ones that all tests use")
+    monkeypatch.setenv("SPECDEC_BF16_PRODUCTS", other)
+    try:
+        library._products(processor)
+    except ValueError as error:
+        pytest.skip(str(error))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "not slow", __file__],
-        env={**os.environ, "SPECDEC_BF16_PRODUCTS": other},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_noise_has_the_same_bits_as_torchs() -> None:
+    seed = torch.tensor([0, 5, -7, 2**62 + 3])
+    start = torch.tensor([0, 1, 2**32 - 3, 17])
+    assert torch.equal(native_gumbel_ahead(seed, start, 6), gumbel_ahead(seed, start, 6))
+
+
+def test_a_row_of_no_numbers_spoils_no_other() -> None:
+    model = tiny_model()
+    passes = NativeModel(model, slots=3, context=16, dtype=torch.bfloat16)
+    slot, place = torch.arange(3), torch.zeros(3, dtype=torch.int64)
+    x = torch.randn(3, model.config.block.hidden_size, generator=torch.Generator().manual_seed(3))
+    _, sound = passes.stack.forward(x, slot, place, place)
+    for bad in (float("nan"), float("inf")):
+        spoiled = x.clone()
+        spoiled[1, 5] = bad
+        _, logits = passes.stack.forward(spoiled, slot, place, place)
+        assert logits[1].isnan().all()
+        assert torch.equal(logits[[0, 2]], sound[[0, 2]])

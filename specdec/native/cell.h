@@ -22,8 +22,7 @@ template <class W> class Cell {
         : width_(width), eps_(weights.eps), ld_(padded(width)), inner_ld_(padded(INNER * width)),
           embedding_(weights.embedding, weights.embedding + size_t(256) * width),
           following_(weights.following, weights.following + 256 * 256) {
-        gate_.pack(weights.gate_up, INNER * width, width);
-        up_.pack(weights.gate_up + size_t(INNER) * width * width, INNER * width, width);
+        gate_up_.pack(weights.gate_up, INNER * width, width);
         down_.pack(weights.down, width, INNER * width);
     }
     const float* following(int64_t byte) const { return &following_[byte * 256]; }
@@ -31,7 +30,6 @@ template <class W> class Cell {
     void grow(int rows) {
         seen_.resize(size_t(rows) * ld_);
         gated_.resize(size_t(rows) * inner_ld_);
-        upped_.resize(size_t(rows) * inner_ld_);
     }
 
     // One step of states [rows, P] with a byte each.
@@ -44,12 +42,8 @@ template <class W> class Cell {
             normalize(seen, nullptr, eps_, width_, seen);
         }
         team.barrier();
-        Span out = share(gate_.blocks(), t, team.size());
-        gate_.template run<false>(seen_.data(), ld_, rows, gated_.data(), inner_ld_, out.begin, out.end);
-        up_.template run<false>(seen_.data(), ld_, rows, upped_.data(), inner_ld_, out.begin, out.end);
-        for (int r = 0; r < rows; ++r)
-            swiglu(&gated_[size_t(r) * inner_ld_], &upped_[size_t(r) * inner_ld_], out.begin * PAIR,
-                   out.end * PAIR);
+        Span out = share(gate_up_.blocks(), t, team.size());
+        gate_up_.run(seen_.data(), ld_, rows, gated_.data(), inner_ld_, out.begin, out.end);
         team.barrier();
         out = share(down_.blocks(), t, team.size());
         down_.template run<true>(gated_.data(), inner_ld_, rows, seen_.data(), ld_, out.begin, out.end);
@@ -65,8 +59,9 @@ template <class W> class Cell {
     int width_;
     float eps_;
     int ld_, inner_ld_;
-    std::vector<float> embedding_, following_, seen_, gated_, upped_;
-    Linear<W> gate_, up_, down_;
+    std::vector<float> embedding_, following_, seen_, gated_;
+    Gated<W> gate_up_;
+    Linear<W> down_;
 };
 
 }  // namespace specdec

@@ -4,55 +4,16 @@
 
 #include <vector>
 
-#include "vectors.h"
+#include "products.h"
 
 namespace specdec {
 
-// The weights of 32 outputs for one input.
-template <class W> struct Weights {
-    typedef float Input;
-    static constexpr int INPUTS = 1, SIZE = stride<W>();
+constexpr int MOST_ROWS = SUMS / 2;  // of a tile
 
-    explicit Weights(const W* at) { load(at, first, second); }
-    void multiply(float x, vf& low, vf& high) const {
-        low += first * x;
-        high += second * x;
-    }
-    vf first, second;
-};
-
-#if defined(SPECDEC_PAIRS)
-// The same for a pair of inputs in bfloat16.
-struct Pairs {
-    typedef uint32_t Input;
-    static constexpr int INPUTS = 2, SIZE = PAIR;
-
-    explicit Pairs(const uint32_t* at)
-        : first((__m512bh)_mm512_loadu_si512(at)), second((__m512bh)_mm512_loadu_si512(at + LANES)) {}
-    void multiply(uint32_t x, vf& low, vf& high) const {
-        __m512bh both = (__m512bh)_mm512_set1_epi32(int(x));
-        low = (vf)_mm512_dpbf16_ps((__m512)low, first, both);
-        high = (vf)_mm512_dpbf16_ps((__m512)high, second, both);
-    }
-    // `count` numbers to bfloat16, in order; what the last vector lacks is 0.
-    static void round(const float* x, int count, uint32_t* out) {
-        for (; count > 0; count -= LANES, x += LANES, out += LANES / 2) {
-            __mmask16 there = count < LANES ? __mmask16((1 << count) - 1) : __mmask16(0xffff);
-            __m256bh half = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, x));
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)half);
-        }
-    }
-    __m512bh first, second;
-};
-template <class W> using Multiplied = std::conditional_t<std::is_same_v<W, float>, Weights<W>, Pairs>;
-#else
-template <class W> using Multiplied = Weights<W>;
-#endif
-
-// y = x Wᵀ, the weights in blocks of 32 outputs: [block][input][32].
+// y = x Wᵀ, the weights in blocks of PAIR outputs: [block][input][PAIR], where they are multiplied in
+// pairs [block][input / 2][PAIR][2].
 //
-// Built to multiply pairs of bfloat16 (SPECDEC_PAIRS), bfloat16 weights lie as [block][input / 2][32][2]
-// and inputs are rounded to bfloat16 too; as Linear<W, Weights<W>> they are multiplied in float32.
+// By K inputs may be rounded too (products.h); Linear<W, Weights<W>> multiplies in float32.
 template <class W, class K = Multiplied<W>> class Linear {
    public:
     void pack(const float* weight, int outputs, int inputs) {
@@ -60,15 +21,32 @@ template <class W, class K = Multiplied<W>> class Linear {
         steps_ = (inputs + K::INPUTS - 1) / K::INPUTS;
         blocks_ = padded(outputs) / PAIR;
         data_ = Buffer<W>(size_t(blocks_) * steps_ * K::SIZE);
-        for (int n = 0; n < outputs; ++n)
-            for (int k = 0; k < inputs; ++k) {
-                float value = weight[size_t(n) * inputs + k];
-                if constexpr (K::INPUTS == 2)
-                    reinterpret_cast<uint16_t*>(at(n / PAIR) + size_t(k / 2) * K::SIZE + n % PAIR)[k % 2] =
-                        to_half(value);
-                else
-                    put(at(n / PAIR) + size_t(k) * K::SIZE, n % PAIR, value);
+        if constexpr (K::IN_STEPS) sizes_.assign(size_t(blocks_) * PAIR, 0.0f);
+        int64_t most = 1;  // that the steps of an output's weights come to
+        for (int n = 0; n < outputs; ++n) {
+            const float* row = weight + size_t(n) * inputs;
+            float size = 1.0f;
+            if constexpr (K::IN_STEPS) {
+                auto smaller = [](float a, float b) { return std::fabs(a) < std::fabs(b); };
+                float largest = std::fabs(*std::max_element(row, row + inputs, smaller));
+                size = sizes_[n] = largest > 0 ? largest / K::LARGEST : 1.0f;
             }
+            int64_t all = 0;
+            for (int k = 0; k < inputs; ++k) {
+                W* here = at(n / PAIR) + size_t(k / K::INPUTS) * K::SIZE;
+                if constexpr (K::IN_STEPS) {
+                    int16_t steps = int16_t(std::nearbyint(row[k] / size));
+                    reinterpret_cast<int16_t*>(here + n % PAIR)[k % 2] = steps;
+                    all += std::abs(steps);
+                } else if constexpr (K::INPUTS == 2) {
+                    reinterpret_cast<uint16_t*>(here + n % PAIR)[k % 2] = to_half(row[k]);
+                } else {
+                    put(here, n % PAIR, row[k]);
+                }
+            }
+            most = std::max(most, all);
+        }
+        most_ = int(std::min<int64_t>(INT16_MAX, INT32_MAX / most));
     }
     int blocks() const { return blocks_; }
 
@@ -77,93 +55,143 @@ template <class W, class K = Multiplied<W>> class Linear {
     void run(const float* x, int ldx, int rows, float* y, int ldy, int from, int to) const {
         if constexpr (K::INPUTS == 2) {
             thread_local std::vector<uint32_t> rounded;
-            int ld = (steps_ + LANES - 1) / LANES * LANES;
+            thread_local std::vector<float> sizes;
+            int ld = padded(steps_);
             if (rounded.size() < size_t(rows) * ld) rounded.resize(size_t(rows) * ld);
-            for (int r = 0; r < rows; ++r)
-                K::round(x + size_t(r) * ldx, inputs_, &rounded[size_t(r) * ld]);
-            blocks<ADD>(rounded.data(), ld, rows, y, ldy, from, to);
+            if (sizes.size() < size_t(rows)) sizes.resize(rows);
+            for (int r = 0; r < rows; ++r) {
+                const float* row = x + size_t(r) * ldx;
+                uint32_t* out = &rounded[size_t(r) * ld];
+                if constexpr (K::IN_STEPS)
+                    sizes[r] = K::round(row, inputs_, most_, out);
+                else
+                    K::round(row, inputs_, out);
+            }
+            blocks<ADD>({rounded.data(), ld, sizes.data()}, rows, y, ldy, from, to);
         } else {
-            blocks<ADD>(x, ldx, rows, y, ldy, from, to);
+            blocks<ADD>({x, ldx, nullptr}, rows, y, ldy, from, to);
         }
     }
 
    private:
-    typedef typename K::Input Input;
+    // Rows as they are multiplied, `ld` apart, and where they are in steps the size of each's.
+    struct Inputs {
+        const typename K::Input* x;
+        int ld;
+        const float* sizes;
+
+        Inputs from(int row) const { return {x + size_t(row) * ld, ld, sizes + row}; }
+    };
 
     W* at(int block) { return data_.data() + size_t(block) * steps_ * K::SIZE; }
     const W* at(int block) const { return data_.data() + size_t(block) * steps_ * K::SIZE; }
 
     template <bool ADD>
-    void blocks(const Input* x, int ldx, int rows, float* y, int ldy, int from, int to) const {
+    void blocks(const Inputs& inputs, int rows, float* y, int ldy, int from, int to) const {
         // few rows: several blocks at once, or the sums would wait for one another
         if (rows == 1) {
-            for (; from + 4 <= to; from += 4) tile<1, 4, ADD>(x, ldx, y, ldy, from);
-            if (to - from == 3) return tile<1, 3, ADD>(x, ldx, y, ldy, from);
-            if (to - from == 2) return tile<1, 2, ADD>(x, ldx, y, ldy, from);
+            for (; from + 4 <= to; from += 4) tile<1, 4, ADD>(inputs, y, ldy, from);
+            if (to - from == 3) return tile<1, 3, ADD>(inputs, y, ldy, from);
+            if (to - from == 2) return tile<1, 2, ADD>(inputs, y, ldy, from);
         } else if (rows == 2) {
-            for (; from + 2 <= to; from += 2) tile<2, 2, ADD>(x, ldx, y, ldy, from);
-        } else if (rows == 3) {
-            for (; from + 2 <= to; from += 2) tile<3, 2, ADD>(x, ldx, y, ldy, from);
+            for (; from + 2 <= to; from += 2) tile<2, 2, ADD>(inputs, y, ldy, from);
+        } else if (rows == 3 && SUMS > 3 * 4) {
+            for (; from + 2 <= to; from += 2) tile<3, 2, ADD>(inputs, y, ldy, from);
         }
         int tiles = (rows + MOST_ROWS - 1) / MOST_ROWS;  // of nearly as many rows each
         for (; from < to; ++from)
             for (int t = 0, row = 0, end; t < tiles; ++t, row = end) {
                 end = rows * (t + 1) / tiles;
-                some<ADD>(end - row, x + size_t(row) * ldx, ldx, y + size_t(row) * ldy, ldy, from);
+                some<ADD>(end - row, inputs.from(row), y + size_t(row) * ldy, ldy, from);
             }
     }
 
-    template <bool ADD>
-    void some(int rows, const Input* x, int ldx, float* y, int ldy, int block) const {
-        switch (rows) {
-            case 1: return tile<1, 1, ADD>(x, ldx, y, ldy, block);
-            case 2: return tile<2, 1, ADD>(x, ldx, y, ldy, block);
-            case 3: return tile<3, 1, ADD>(x, ldx, y, ldy, block);
-            case 4: return tile<4, 1, ADD>(x, ldx, y, ldy, block);
-            case 5: return tile<5, 1, ADD>(x, ldx, y, ldy, block);
-            case 6: return tile<6, 1, ADD>(x, ldx, y, ldy, block);
-            case 7: return tile<7, 1, ADD>(x, ldx, y, ldy, block);
-            case 8: return tile<8, 1, ADD>(x, ldx, y, ldy, block);
-            case 9: return tile<9, 1, ADD>(x, ldx, y, ldy, block);
-            case 10: return tile<10, 1, ADD>(x, ldx, y, ldy, block);
-            case 11: return tile<11, 1, ADD>(x, ldx, y, ldy, block);
-            default: return tile<12, 1, ADD>(x, ldx, y, ldy, block);
-        }
+    template <bool ADD, int R = MOST_ROWS>
+    void some(int rows, const Inputs& inputs, float* y, int ldy, int block) const {
+        if constexpr (R > 1)
+            if (rows < R) return some<ADD, R - 1>(rows, inputs, y, ldy, block);
+        tile<R, 1, ADD>(inputs, y, ldy, block);
     }
 
     template <int R, int B, bool ADD>
-    void tile(const Input* x, int ldx, float* y, int ldy, int block) const {
+    void tile(const Inputs& inputs, float* y, int ldy, int block) const {
+        constexpr int LINE = 64 / sizeof(W);
         // every loop over sums unrolled, or the compiler keeps them in memory
-        vf sums[R][2 * B];
+        typename K::Sum sums[R][2 * B];
         const W* weights[B];
+        const typename K::Input* x = inputs.x;
+        size_t ldx = size_t(inputs.ld);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-            for (int i = 0; i < 2 * B; ++i) sums[r][i] = vf{};
+            for (int i = 0; i < 2 * B; ++i) sums[r][i] = typename K::Sum{};
         for (int b = 0; b < B; ++b) weights[b] = at(block + b);
         for (int k = 0; k < steps_; ++k) {
 #pragma GCC unroll 8
             for (int b = 0; b < B; ++b) {
                 const W* here = weights[b] + size_t(k) * K::SIZE;
-                for (int i = 0; i < K::SIZE; i += stride<W>())
+                for (int i = 0; i < K::SIZE; i += LINE)
                     __builtin_prefetch(here + AHEAD * stride<W>() + i);
                 K w(here);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r)
-                    w.multiply(x[size_t(r) * ldx + k], sums[r][2 * b], sums[r][2 * b + 1]);
+                    w.multiply(x[r * ldx + k], sums[r][2 * b], sums[r][2 * b + 1]);
             }
         }
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
             for (int i = 0; i < 2 * B; ++i) {
-                vf* out = reinterpret_cast<vf*>(y + size_t(r) * ldy + block * PAIR + i * LANES);
-                *out = ADD ? *out + sums[r][i] : sums[r][i];
+                int at = block * PAIR + i * LANES;
+                vf* out = reinterpret_cast<vf*>(y + size_t(r) * ldy + at);
+                vf value;
+                if constexpr (K::IN_STEPS)
+                    value = __builtin_convertvector(sums[r][i], vf) *
+                            (*reinterpret_cast<const vf*>(&sizes_[at]) * inputs.sizes[r]);
+                else
+                    value = sums[r][i];
+                *out = ADD ? *out + value : value;
             }
     }
 
     int inputs_ = 0, steps_ = 0, blocks_ = 0;
+    int most_ = 0;              // steps of an input at most
+    std::vector<float> sizes_;  // of the steps of each output's weights
     Buffer<W> data_;
+};
+
+// silu(gate x) · up x.
+template <class W> class Gated {
+   public:
+    // Rows of both matrices, [2 F, D]: those of the gate first.
+    void pack(const float* gate_up, int outputs, int inputs) {
+        blocks_ = padded(outputs) / PAIR;
+        // a block of the gate's, then one of the other's
+        std::vector<float> both(size_t(2) * blocks_ * PAIR * inputs, 0.0f);
+        for (int n = 0; n < 2 * outputs; ++n) {
+            int of = n % outputs, to = (2 * (of / PAIR) + n / outputs) * PAIR + of % PAIR;
+            std::copy_n(gate_up + size_t(n) * inputs, inputs, &both[size_t(to) * inputs]);
+        }
+        linear_.pack(both.data(), 2 * blocks_ * PAIR, inputs);
+    }
+    int blocks() const { return blocks_; }
+
+    // Outputs of blocks [from, to) for `rows` rows.
+    void run(const float* x, int ldx, int rows, float* y, int ldy, int from, int to) const {
+        thread_local std::vector<float> both;
+        int ld = 2 * (to - from) * PAIR;
+        if (both.size() < size_t(rows) * ld) both.resize(size_t(rows) * ld);
+        linear_.template run<false>(x, ldx, rows, both.data() - 2 * from * PAIR, ld, 2 * from, 2 * to);
+        for (int r = 0; r < rows; ++r)
+            for (int b = 0; b < to - from; ++b) {
+                const float* gate = &both[size_t(r) * ld + size_t(2 * b) * PAIR];
+                swiglu(gate, gate + PAIR, PAIR, y + size_t(r) * ldy + (from + b) * PAIR);
+            }
+    }
+
+   private:
+    int blocks_ = 0;
+    Linear<W> linear_;
 };
 
 }  // namespace specdec

@@ -17,7 +17,8 @@
 
 namespace specdec {
 
-constexpr int TOGETHER = 8;  // queries that read a slot's keys and values at once
+constexpr int TOGETHER = SUMS > 16 ? 8 : 6;  // queries that read a slot's keys and values at once
+constexpr int FEW = 16;  // rows that every thread norms for itself, instead of waiting for others
 
 struct Shape {
     int64_t layers, width, heads, kv_heads, head, feed_forward, slots, places, vocabulary;
@@ -67,8 +68,7 @@ template <class W, class V> class StackOf : public Stack {
         b.ff_norm.assign(ff_norm, ff_norm + width);
         b.qkv.pack(qkv, int((s_.heads + 2 * s_.kv_heads) * s_.head), width);
         b.output.pack(output, width, int(s_.heads * s_.head));
-        b.gate.pack(gate_up, ff, width);
-        b.up.pack(gate_up + size_t(ff) * width, ff, width);
+        b.gate_up.pack(gate_up, ff, width);
         b.down.pack(down, width, ff);
     }
 
@@ -115,7 +115,7 @@ template <class W, class V> class StackOf : public Stack {
             b.qkv.template run<false>(normed_.data(), width_ld_, rows, qkv_.data(), qkv_ld_,
                                       first + out.begin, first + out.end);
             team.barrier();
-            arrange(t, team.size(), 0, rows, false, slot, place, place);
+            arrange(share(rows * int(s_.kv_heads), t, team.size()), 0, rows, false, slot, place, place);
         });
     }
 
@@ -127,7 +127,8 @@ template <class W, class V> class StackOf : public Stack {
    private:
     struct Block {
         std::vector<float> attention_norm, ff_norm;
-        Linear<W> qkv, output, gate, up, down;
+        Linear<W> qkv, output, down;
+        Gated<W> gate_up;
     };
 
     W* key_at(int layer, int64_t slot, int h) {
@@ -144,10 +145,11 @@ template <class W, class V> class StackOf : public Stack {
         normed_.assign(size_t(rows) * width_ld_, 0);
         qkv_.assign(size_t(rows) * qkv_ld_, 0);
         mixed_.assign(size_t(rows) * mixed_ld_, 0);
-        gate_.assign(size_t(rows) * ff_ld_, 0);
-        up_.assign(size_t(rows) * ff_ld_, 0);
+        gated_.assign(size_t(rows) * ff_ld_, 0);
         scores_.resize(threads);
         for (auto& scores : scores_) scores.assign(size_t(TOGETHER) * capacity_, 0);
+        own_normed_.resize(threads);
+        for (auto& normed : own_normed_) normed.assign(size_t(FEW) * width_ld_, 0);
     }
 
     void turn(float* __restrict x, const float* __restrict cos, const float* __restrict sin) const {
@@ -168,12 +170,12 @@ template <class W, class V> class StackOf : public Stack {
         for (; i < s_.head; ++i) put(at, i, value[i]);
     }
 
-    // Turns queries (if wanted) and keys of the rows and puts keys and values away, the share of
-    // thread t.  Head by head: places side by side share cache lines, which should stay with a thread.
-    void arrange(int t, int threads, int layer, int rows, bool queries, const int64_t* slot,
+    // Turns queries (if wanted) and keys of the rows and puts keys and values away; `mine` counts key
+    // heads of rows, head by head: places side by side share cache lines, which should stay with a
+    // thread.
+    void arrange(Span mine, int layer, int rows, bool queries, const int64_t* slot,
                  const int64_t* position, const int64_t* index) {
         int head = int(s_.head), heads = int(s_.heads), kv_heads = int(s_.kv_heads);
-        Span mine = share(rows * kv_heads, t, threads);
         for (int unit = mine.begin; unit < mine.end; ++unit) {
             int h = unit / rows, r = unit % rows, groups = heads / kv_heads;
             float* row = &qkv_[size_t(r) * qkv_ld_];
@@ -187,7 +189,7 @@ template <class W, class V> class StackOf : public Stack {
         }
     }
 
-    // Scores of Q queries against N blocks of 32 places, from block `at` on.
+    // Scores of Q queries against N blocks of PAIR places, from block `at` on.
     template <int Q, int N>
     void dot(const float* const* queries, const W* keys, float scale, float* const* scores,
              int at) const {
@@ -222,7 +224,7 @@ template <class W, class V> class StackOf : public Stack {
     }
 
     // Scores of `places` places to weights that are still to be divided by their sum, returned; from
-    // there to `end`, a multiple of 32, weights of 0.
+    // there to `end`, a multiple of PAIR, weights of 0.
     static float exponentials(float* scores, int places, int end) {
         for (int i = places; i < end; ++i) scores[i] = -INFINITY;
         vf best = vf{} - INFINITY, total = {};
@@ -239,7 +241,7 @@ template <class W, class V> class StackOf : public Stack {
         return sum(total);
     }
 
-    // N parts of 32 numbers, from `part` on, of values weighed for Q queries over `places` places.
+    // N parts of PAIR numbers, from `part` on, of values weighed for Q queries over `places` places.
     template <int Q, int N>
     void weigh(const W* values, int places, const float* const* weights, const float* totals,
                float* const* outs, int part) const {
@@ -279,7 +281,8 @@ template <class W, class V> class StackOf : public Stack {
     template <int Q>
     void attend(const float* const* queries, const int* places, const W* keys, const W* values,
                 float* scores, float* const* outs) const {
-        constexpr int N = Q <= 2 ? 4 : Q <= 4 ? 2 : 1;  // at least eight sums hide the latency
+        // at least eight sums hide the latency
+        constexpr int N = 4 * Q <= TOGETHER ? 4 : 2 * Q <= TOGETHER ? 2 : 1;
         float scale = 1.0f / std::sqrt(float(s_.head)), totals[Q];
         float* of[Q];
         for (int q = 0; q < Q; ++q) of[q] = scores + size_t(q) * capacity_;
@@ -297,13 +300,10 @@ template <class W, class V> class StackOf : public Stack {
         for (; part < parts; ++part) weigh<Q, 1>(values, most, of, totals, outs, part);
     }
 
-    // The queries of rows [first, first + count), all of one slot, that look at key-value head h:
-    // those of thread t, of queries numbered from `number` on among `all` of the pass.
-    void attend_span(Team& team, int t, int layer, int first, int count, int h, int number, int all,
-                     const int64_t* slot, const int64_t* index) {
-        int groups = int(s_.heads / s_.kv_heads), head = int(s_.head), queries = count * groups;
-        Span mine = share(all, t, team.size());
-        int from = std::max(mine.begin - number, 0), to = std::min(mine.end - number, queries);
+    // Queries [from, to) of those that rows from `first` on, all of one slot, have for key-value head h.
+    void attend_span(int t, int layer, int first, int h, int from, int to, const int64_t* slot,
+                     const int64_t* index) {
+        int groups = int(s_.heads / s_.kv_heads), head = int(s_.head);
         const W *keys = key_at(layer, slot[first], h), *values = value_at(layer, slot[first], h);
         while (from < to) {
             int size = std::min(TOGETHER, to - from), places[TOGETHER];
@@ -315,76 +315,103 @@ template <class W, class V> class StackOf : public Stack {
                 out[q] = &mixed_[size_t(row) * mixed_ld_ + which * head];
                 places[q] = int(index[row]) + 1;
             }
-            float* scores = scores_[t].data();
-            switch (size) {
-                case 1: attend<1>(query, places, keys, values, scores, out); break;
-                case 2: attend<2>(query, places, keys, values, scores, out); break;
-                case 3: attend<3>(query, places, keys, values, scores, out); break;
-                case 4: attend<4>(query, places, keys, values, scores, out); break;
-                case 5: attend<5>(query, places, keys, values, scores, out); break;
-                case 6: attend<6>(query, places, keys, values, scores, out); break;
-                case 7: attend<7>(query, places, keys, values, scores, out); break;
-                default: attend<8>(query, places, keys, values, scores, out); break;
-            }
+            attend_some(size, query, places, keys, values, scores_[t].data(), out);
             from += size;
         }
     }
 
+    template <int Q = TOGETHER>
+    void attend_some(int size, const float* const* queries, const int* places, const W* keys,
+                     const W* values, float* scores, float* const* outs) const {
+        if constexpr (Q > 1)
+            if (size < Q)
+                return attend_some<Q - 1>(size, queries, places, keys, values, scores, outs);
+        attend<Q>(queries, places, keys, values, scores, outs);
+    }
+
+    // Key-value heads `own` with their queries, or where they do not go round among the threads
+    // (`own` empty) the share of thread t of all queries.
+    void attend_rows(int t, int threads, int layer, int rows, Span own, const int64_t* slot,
+                     const int64_t* index) {
+        int groups = int(s_.heads / s_.kv_heads), all = rows * int(s_.heads);
+        bool by_head = own.begin < own.end;
+        Span heads = by_head ? own : Span{0, int(s_.kv_heads)};
+        Span mine = by_head ? Span{0, all} : share(all, t, threads);
+        for (int first = 0, number = 0, end; first < rows; first = end) {
+            for (end = first + 1; end < rows && slot[end] == slot[first]; ++end) {}
+            int queries = (end - first) * groups;
+            for (int h = heads.begin; h < heads.end; ++h, number += queries)
+                attend_span(t, layer, first, h, std::max(mine.begin - number, 0),
+                            std::min(mine.end - number, queries), slot, index);
+        }
+    }
+
+    // Queries, keys and values of the key-value heads `own`, all of them written by one thread.
+    void project_heads(const Block& b, Span own, int rows, const float* normed) {
+        int blocks = int(s_.head) / PAIR, groups = int(s_.heads / s_.kv_heads);
+        auto run = [&](int first, Span heads) {
+            b.qkv.template run<false>(normed, width_ld_, rows, qkv_.data(), qkv_ld_,
+                                      (first + heads.begin) * blocks, (first + heads.end) * blocks);
+        };
+        run(0, {own.begin * groups, own.end * groups});
+        run(int(s_.heads), own);
+        run(int(s_.heads + s_.kv_heads), own);
+    }
+
+    // A thread waits for the others four times a block, where few rows pass and key-value heads go
+    // round; else up to eight times.
     void pass(Team& team, int t, int rows, int finished, int scored, const float* input,
               const int64_t* slot, const int64_t* position, const int64_t* index, float* hidden,
               float* logits) {
-        int threads = team.size(), width = int(s_.width);
-        int groups = int(s_.heads / s_.kv_heads);
+        int threads = team.size(), width = int(s_.width), kv_heads = int(s_.kv_heads);
+        bool by_head = kv_heads % threads == 0 && s_.head % PAIR == 0, alone = rows <= FEW;
+        Span own = by_head ? share(kv_heads, t, threads) : Span{0, 0};
         Span mine = share(rows, t, threads);
+        float* normed = alone ? own_normed_[t].data() : normed_.data();
+        auto norm = [&](const std::vector<float>& weight) {
+            Span which = alone ? Span{0, rows} : mine;
+            for (int r = which.begin; r < which.end; ++r)
+                normalize(&x_[size_t(r) * width_ld_], weight.data(), eps_, width,
+                          normed + size_t(r) * width_ld_);
+            if (!alone) team.barrier();
+        };
         for (int r = mine.begin; r < mine.end; ++r)
             std::copy_n(input + size_t(r) * width, width, x_.data() + size_t(r) * width_ld_);
+        if (alone) team.barrier();
         for (int layer = 0; layer < s_.layers; ++layer) {
             const Block& b = blocks_[layer];
-            for (int r = mine.begin; r < mine.end; ++r)
-                normalize(&x_[size_t(r) * width_ld_], b.attention_norm.data(), eps_, width,
-                          &normed_[size_t(r) * width_ld_]);
-            team.barrier();
-            Span out = share(b.qkv.blocks(), t, threads);
-            b.qkv.template run<false>(normed_.data(), width_ld_, rows, qkv_.data(), qkv_ld_, out.begin, out.end);
-            team.barrier();
-            arrange(t, threads, layer, rows, true, slot, position, index);
-            team.barrier();
+            norm(b.attention_norm);
+            if (by_head) {
+                project_heads(b, own, rows, normed);
+                arrange({own.begin * rows, own.end * rows}, layer, rows, true, slot, position, index);
+            } else {
+                Span out = share(b.qkv.blocks(), t, threads);
+                b.qkv.template run<false>(normed, width_ld_, rows, qkv_.data(), qkv_ld_, out.begin, out.end);
+                team.barrier();
+                arrange(share(rows * kv_heads, t, threads), layer, rows, true, slot, position, index);
+                team.barrier();
+            }
             if (layer + 1 == s_.layers) {
                 rows = finished;
                 mine = share(rows, t, threads);
             }
-            for (int first = 0, number = 0, end; first < rows; first = end) {
-                for (end = first + 1; end < rows && slot[end] == slot[first]; ++end) {}
-                for (int h = 0; h < s_.kv_heads; ++h, number += (end - first) * groups)
-                    attend_span(team, t, layer, first, end - first, h, number, rows * int(s_.heads),
-                                slot, index);
-            }
+            attend_rows(t, threads, layer, rows, own, slot, index);
             team.barrier();
-            out = share(b.output.blocks(), t, threads);
+            Span out = share(b.output.blocks(), t, threads);
             b.output.template run<true>(mixed_.data(), mixed_ld_, rows, x_.data(), width_ld_, out.begin, out.end);
             team.barrier();
-            for (int r = mine.begin; r < mine.end; ++r)
-                normalize(&x_[size_t(r) * width_ld_], b.ff_norm.data(), eps_, width,
-                          &normed_[size_t(r) * width_ld_]);
-            team.barrier();
-            out = share(b.gate.blocks(), t, threads);
-            b.gate.template run<false>(normed_.data(), width_ld_, rows, gate_.data(), ff_ld_, out.begin, out.end);
-            b.up.template run<false>(normed_.data(), width_ld_, rows, up_.data(), ff_ld_, out.begin, out.end);
-            for (int r = 0; r < rows; ++r)
-                swiglu(&gate_[size_t(r) * ff_ld_], &up_[size_t(r) * ff_ld_], out.begin * PAIR,
-                       out.end * PAIR);
+            norm(b.ff_norm);
+            out = share(b.gate_up.blocks(), t, threads);
+            b.gate_up.run(normed, width_ld_, rows, gated_.data(), ff_ld_, out.begin, out.end);
             team.barrier();
             out = share(b.down.blocks(), t, threads);
-            b.down.template run<true>(gate_.data(), ff_ld_, rows, x_.data(), width_ld_, out.begin, out.end);
+            b.down.template run<true>(gated_.data(), ff_ld_, rows, x_.data(), width_ld_, out.begin, out.end);
             team.barrier();
         }
-        for (int r = mine.begin; r < mine.end; ++r) {
-            normalize(&x_[size_t(r) * width_ld_], norm_.data(), eps_, width,
-                      &normed_[size_t(r) * width_ld_]);
-            std::copy_n(&normed_[size_t(r) * width_ld_], width, hidden + size_t(r) * width);
-        }
-        team.barrier();
-        score(t, threads, scored, normed_.data(), width_ld_, logits);
+        norm(norm_);
+        for (int r = mine.begin; r < mine.end; ++r)
+            std::copy_n(normed + size_t(r) * width_ld_, width, hidden + size_t(r) * width);
+        score(t, threads, scored, normed, width_ld_, logits);
     }
 
     Shape s_;
@@ -395,8 +422,8 @@ template <class W, class V> class StackOf : public Stack {
     std::vector<float> norm_, cos_, sin_;
     Linear<V, Weights<V>> head_;
     Buffer<W> keys_, values_;
-    std::vector<float> x_, normed_, qkv_, mixed_, gate_, up_;
-    std::vector<std::vector<float>> scores_;
+    std::vector<float> x_, normed_, qkv_, mixed_, gated_;
+    std::vector<std::vector<float>> scores_, own_normed_;  // of each thread
 };
 
 }  // namespace specdec

@@ -1,4 +1,4 @@
-// Thirty-two numbers at a time, in float32 or bfloat16, and memory for what is streamed through.
+// Two vectors of numbers at a time, in float32 or bfloat16, and memory for what is streamed through.
 
 #pragma once
 
@@ -14,32 +14,42 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(SPECDEC_PAIRS)
+#if defined(SPECDEC_PAIRS) || defined(SPECDEC_INTEGERS)
 #include <immintrin.h>
 #endif
 
 namespace specdec {
 
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
+constexpr int SUMS = 24;  // that stay in registers, besides what is added to them
+#else
+constexpr int LANES = 8;
+constexpr int SUMS = 12;
+#endif
 constexpr int PAIR = 2 * LANES;
-constexpr int AHEAD = 96;      // inputs whose weights are asked for before they are needed
-constexpr int MOST_ROWS = 12;  // of a tile: 24 sums stay in registers
+constexpr int AHEAD = 96;  // inputs whose weights are asked for before they are needed
+constexpr int TILE = 32;   // sizes are padded to multiples of it, on every processor
 
-typedef float vf __attribute__((vector_size(64), aligned(4)));
-typedef uint32_t vu __attribute__((vector_size(64), aligned(4)));
-typedef int32_t vi __attribute__((vector_size(64), aligned(4)));
+typedef float vf __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES), aligned(4)));
 
-inline int padded(int n) { return (n + PAIR - 1) / PAIR * PAIR; }
+inline int padded(int n) { return (n + TILE - 1) / TILE * TILE; }
 
-inline uint16_t to_half(float x) {  // bfloat16, nearest, ties to even
+inline uint32_t bits_of(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
+    return bits;
+}
+inline uint16_t to_half(float x) {  // bfloat16, nearest, ties to even
+    uint32_t bits = bits_of(x);
     bits += 0x7fff + ((bits >> 16) & 1);
     return static_cast<uint16_t>(bits >> 16);
 }
 
-// Thirty-two numbers as two vectors: the first sixteen and the second.  In bfloat16 number i and
-// number i + 16 share a 32-bit lane, so that each half is one operation away from float32.
+// PAIR numbers as two vectors: the first half and the second.  In bfloat16 number i and number
+// i + LANES share a 32-bit lane, so that each half is one operation away from float32.
 inline void load(const uint32_t* at, vf& first, vf& second) {
     vu both = *reinterpret_cast<const vu*>(at);
     first = (vf)(both << 16);
@@ -56,7 +66,7 @@ inline void put(uint32_t* row, int i, float x) {
 }
 inline void put(float* row, int i, float x) { row[i] = x; }
 
-// Thirty-two numbers at once.
+// PAIR numbers at once.
 inline void store(uint32_t* at, const float* x) {
     auto half = [](const float* from) {
         vu bits = *reinterpret_cast<const vu*>(from);
@@ -113,11 +123,11 @@ inline void normalize(const float* x, const float* weight, float eps, int width,
     for (i = 0; i < width; ++i) out[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
 }
 
-// gate ← silu(gate) · up, numbers [from, to), multiples of 16.
-inline void swiglu(float* gate, const float* up, int from, int to) {
-    for (int i = from; i < to; i += LANES) {
-        vf* at = reinterpret_cast<vf*>(gate + i);
-        *at = *at / (vexp(-*at) + 1.0f) * *reinterpret_cast<const vf*>(up + i);
+// out = silu(gate) · up, of `count` numbers, a multiple of LANES.
+inline void swiglu(const float* gate, const float* up, int count, float* out) {
+    for (int i = 0; i < count; i += LANES) {
+        vf g = *reinterpret_cast<const vf*>(gate + i);
+        *reinterpret_cast<vf*>(out + i) = g / (vexp(-g) + 1.0f) * *reinterpret_cast<const vf*>(up + i);
     }
 }
 
