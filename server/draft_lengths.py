@@ -2,8 +2,9 @@
 
 What a round costs was measured at start (`RoundCosts`) and is corrected by what rounds cost lately;
 how many drafts are accepted is estimated for each row by position (`Acceptance`), from all rows at
-first.  Rows of a batch share a round, so they are decided together (`DraftLengths`).  Plain Python,
-no tensors, no clock.
+first.  Rows of a batch share a round, so they are decided together (`DraftLengths`).  Estimates can
+be wrong; what drafting has lost against plain rounds is added up from what was measured, and there
+is an end to it (`Budget`).  Plain Python, no tensors, no clock.
 """
 
 import math
@@ -27,11 +28,20 @@ class RoundCosts:
         self._measured = _smoothed(measured, self._rows, self.lengths)
         # what rounds cost lately against what was measured, and what drafts add to them likewise
         self._plain = self._drafts = 1.0
+        self._lately: dict[int, _Lately] = {}
 
     def seconds(self, rows: int, gamma: int) -> float:
         """Between what was measured linear, outside in proportion to the last two."""
         plain = self._expected(rows, 0)
-        return self._plain * (plain + self._drafts * (self._expected(rows, gamma) - plain))
+        added = self._plain * self._drafts * (self._expected(rows, gamma) - plain)
+        return self.plain(rows) + added
+
+    def plain(self, rows: int) -> float:
+        """What plain rounds of so many rows took lately, or until there were a few should take."""
+        lately = self._lately.get(rows)
+        if lately is not None and lately.rounds >= _Lately.ENOUGH:
+            return lately.seconds
+        return self._plain * self._expected(rows, 0)
 
     def _expected(self, rows: int, gamma: int) -> float:
         few, many, further = _between(self._rows, rows)
@@ -50,11 +60,48 @@ class RoundCosts:
             # few rows that draft among many cost more than their share: such rounds tell nothing
             added = self._expected(rows, lengths[0]) - plain
             if added > 0 and len(set(lengths)) == 1:
-                self._drafts = _nearer(self._drafts, (seconds / self._plain - plain) / added)
+                beyond = (seconds - self.plain(rows)) / self._plain
+                self._drafts = _nearer(self._drafts, beyond / added)
         else:
             self._plain = _nearer(self._plain, seconds / plain)
+            self._lately.setdefault(rows, _Lately()).observe(seconds)
             # nothing shows now what drafts cost: what was seen last fades
             self._drafts += 0.0005 * (1.0 - self._drafts)
+
+
+class _Lately:
+    """Seconds of plain rounds of one number of rows: the mean of all, then of the last 30 or so."""
+
+    ENOUGH = 8
+
+    def __init__(self) -> None:
+        self.seconds, self.rounds = 0.0, 0
+
+    def observe(self, seconds: float) -> None:
+        self.rounds += 1
+        if self.rounds > self.ENOUGH:  # a round that something held up counts like a slow one
+            seconds = min(seconds, 2 * self.seconds)
+        self.seconds += (seconds - self.seconds) / min(self.rounds, 30)
+
+
+class Budget:
+    """Seconds that drafting has saved against plain rounds, and that may be lost to trying.
+
+    A hundredth of all time may be lost.  What was saved may be lost again, but no more than `most`:
+    what paid once may not pay now.  Once all is lost there must be `again` before drafts go on.
+    """
+
+    SHARE = 0.01
+
+    def __init__(self, first: float, again: float, most: float) -> None:
+        self._left, self._again, self._most = first, again, most
+        self.open = True
+
+    def spend(self, plain: float, seconds: float) -> None:
+        """A round took `seconds` and gave what plain rounds give in `plain`."""
+        left = self._left + self.SHARE * seconds + plain - seconds
+        self._left = min(left, self._most)
+        self.open = self._left > (0.0 if self.open else self._again)
 
 
 def _smoothed(
@@ -166,10 +213,16 @@ class DraftLengths:
     """Rounds until the second decision; then twice as many, and so on."""
     GAIN = 1.03
     """What another decision has to bring at least."""
-    MARGIN = 1.08
+    MARGIN = 1.05
     """What drafting has to promise over plain decoding: costs are believed that well, no better."""
     PROBE = 3
     """A row that does not draft tries so many bytes once between decisions, if that may pay."""
+    RESTING = 4
+    """Decisions are so many times rarer while nobody drafts and nothing speaks for trying."""
+    PLAIN_EVERY, PLAIN = 400, 6
+    """While rows draft, so many rounds among so many are plain: what they cost is the yardstick."""
+    SETTLING = 2
+    """The first of them are not timed: a round behind one of another length takes longer."""
 
     def __init__(self, costs: RoundCosts, longest: int) -> None:
         self._costs, self._longest = costs, longest
@@ -177,7 +230,11 @@ class DraftLengths:
         self._rows: dict[int, _Open] = {}
         self._age = 0
         self._wait = self.FIRST
-        self._decided = False
+        self._decided = self._drafting = False
+        self._since_plain = 0
+        self._settling = 0
+        one = costs.seconds(1, 0)
+        self._budget = Budget(first=40 * one, again=10 * one, most=200 * one)
 
     def enter(self, slot: int, most: int) -> None:
         """A row begins to decode that may draft up to `most` bytes a round."""
@@ -203,7 +260,17 @@ class DraftLengths:
             self._age = 0
             self._decide(fixed)
             self._decided = True
+            self._drafting = any(row.length for row in self._rows.values())
+            tries = any(row.probe for row in self._rows.values())
+            if not (self._drafting or tries) and self._wait == most:
+                self._wait *= self.RESTING
         self._age += 1
+        if self._drafting:
+            self._since_plain += 1
+            if self._since_plain > self.PLAIN_EVERY:
+                if self._since_plain == self.PLAIN_EVERY + self.PLAIN:
+                    self._since_plain = 0
+                return dict.fromkeys(self._rows, 0)
         return {slot: row.next_length() for slot, row in self._rows.items()}
 
     def observe(
@@ -211,13 +278,30 @@ class DraftLengths:
     ) -> None:
         """A round is over: drafts and accepted ones by slot, and how long it took, if it consumed
         no prompt."""
-        for slot, drafted in lengths.items():
-            if drafted:
-                self._usual.observe(drafted, results[slot])
-                if slot in self._rows:
-                    self._rows[slot].acceptance.observe(drafted, results[slot])
-        if seconds is not None and lengths:
+        drafts = any(lengths.values())
+        if drafts:
+            for slot, drafted in lengths.items():
+                if drafted:
+                    self._usual.observe(drafted, results[slot])
+                    if slot in self._rows:
+                        self._rows[slot].acceptance.observe(drafted, results[slot])
+        if seconds is None or not lengths:
+            return
+        settled = self._settling == 0
+        self._settling = self.SETTLING if drafts else max(0, self._settling - 1)
+        if drafts or settled:
             self._costs.observe(list(lengths.values()), seconds)
+        rows = len(lengths)
+        plain = self._costs.plain(rows)
+        if any(drafted for slot, drafted in lengths.items() if slot not in self._rows):
+            return  # what rows that always draft cost is not this one's loss
+        if drafts:
+            given = 1 + sum(results.values()) / rows
+            self._budget.spend(plain * given, min(seconds, 3 * given * plain))
+            if not self._budget.open:
+                self._age = self._wait  # decided again at once
+        else:
+            self._budget.spend(plain, plain)
 
     def _decide(self, fixed: Sequence[int]) -> None:
         rows = list(self._rows.values())
@@ -234,6 +318,10 @@ class DraftLengths:
             return (given + gain) / (beside + sum(cost[gamma] for gamma in lengths))
 
         held = [row.length for row in rows]
+        if not self._budget.open:
+            for row in rows:
+                row.length = row.probe = 0
+            return
         chosen, best = held, rate(held)
         for _ in range(4):  # Dinkelbach: the best answer to a rate has a better rate, or is best
             answer = [

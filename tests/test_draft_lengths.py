@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server.draft_lengths import LENGTHS, Acceptance, DraftLengths, RoundCosts
+from server.draft_lengths import LENGTHS, Acceptance, Budget, DraftLengths, RoundCosts
 
 Cost = Callable[[int, int], float]
 
@@ -187,3 +187,52 @@ def test_what_a_row_has_not_tried_is_believed_of_it_as_of_others() -> None:
     assert poor.chances()[3] < 0.5
     assert poor.expected()[0] == 1
     assert poor.expected() == sorted(poor.expected())
+
+
+def loss(cost: Cost, believed: Cost, chance: float, rounds: int) -> float:
+    """The share of time that auto loses to plain rounds where it is told wrong prices."""
+    simulation = Simulation(cost, [chance] * 4)
+    plain = simulation.rate(lambda: dict.fromkeys(range(4), 0), 10, None)
+    return 1 - auto(simulation, rounds, measured(believed)) / plain
+
+
+def test_what_is_lost_to_trying_has_an_end() -> None:
+    """However wrong prices and drafts are: forty rounds at first, then one in a hundred."""
+    for chance in (0.0, 0.3):
+        for rounds in (2000, 20000):
+            assert loss(dear, cheap, chance, rounds) < 0.012 + 60 / rounds
+
+
+def test_budget() -> None:
+    budget = Budget(first=4.0, again=1.0, most=10.0)
+    for _ in range(3):
+        budget.spend(plain=1.0, seconds=2.0)  # lost: 1, of which 0.02 may be
+    assert budget.open
+    for _ in range(2):
+        budget.spend(plain=1.0, seconds=2.0)
+    assert not budget.open
+    rounds = 0
+    while not budget.open:
+        budget.spend(plain=1.0, seconds=1.0)
+        rounds += 1
+    assert 180 < rounds < 200  # from 0.9 below to 1.0 above, by a hundredth each
+    for _ in range(100):
+        budget.spend(plain=2.0, seconds=1.0)
+    rounds = 0
+    while budget.open:
+        budget.spend(plain=1.0, seconds=2.0)
+        rounds += 1
+    assert rounds == 11  # what was saved beyond 10 is not there to be lost
+
+
+def test_plain_rounds_are_timed_again_while_rows_draft() -> None:
+    """The yardstick is kept true, a few plain rounds side by side at a time."""
+    lengths = DraftLengths(measured(cheap), longest=16)
+    lengths.enter(0, 16)
+    planned = []
+    for _ in range(1200):
+        planned.append(lengths.plan([])[0])
+        lengths.observe({0: planned[-1]}, {0: planned[-1]}, 0.5)
+    plain = [turn for turn, gamma in enumerate(planned) if turn > 50 and not gamma]
+    assert len(plain) == 2 * DraftLengths.PLAIN
+    assert plain[5] - plain[0] == 5
