@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import agreeing_prophet, tiny_model
+from tiny import CPU, agreeing_prophet, tiny_model
 
+from specdec.build import Kernels, build_decoder
 from train.data import Sample
 from train.measurement import loop_start, measure_acceptance, prompt_bytes, spread_prompts
 from train.score import bits_per_byte
@@ -47,23 +48,31 @@ def test_greedy_loops_are_left_out_of_the_figures() -> None:
     assert figures.by_position == (1.0, 1.0, 1.0)
 
 
-def test_bits_are_those_of_one_long_window_where_the_context_allows() -> None:
+KERNELS: list[tuple[Kernels, torch.dtype]] = [("torch", torch.float64), ("auto", torch.float32)]
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), KERNELS)
+def test_bits_are_those_of_one_long_window_where_the_context_allows(
+    kernels: Kernels, dtype: torch.dtype
+) -> None:
     model = tiny_model()
+    decoder = build_decoder(model, None, slots=2, device=CPU, dtype=dtype, kernels=kernels)
     content = np.random.default_rng(0).integers(0, 256, 40).astype(np.uint8)
     tokens = torch.from_numpy(content.astype(np.int64))[None]
     with torch.no_grad():
         logits = model.logits(model(tokens)[:, :-1])
     expected = float(F.cross_entropy(logits[0], tokens[0, 1:])) / math.log(2)
-    assert bits_per_byte(model, content, 400) == pytest.approx(expected, rel=1e-5)
+    assert bits_per_byte(decoder, content, 400) == pytest.approx(expected, rel=1e-5)
 
 
 def test_overlapping_windows_score_every_byte_once() -> None:
     model = tiny_model()
     model.head.weight.data.zero_()
+    decoder = build_decoder(model, None, slots=2, device=CPU, dtype=torch.float32)
     context = model.config.max_position_embeddings
     content = np.zeros(context * 3 + 17, np.uint8)
-    assert bits_per_byte(model, content, len(content)) == pytest.approx(8.0, rel=1e-5)
-    assert bits_per_byte(model, content, context + 1) == pytest.approx(8.0, rel=1e-5)
+    assert bits_per_byte(decoder, content, len(content)) == pytest.approx(8.0, rel=1e-5)
+    assert bits_per_byte(decoder, content, context + 1) == pytest.approx(8.0, rel=1e-5)
 
 
 def test_prompts_are_spread_evenly() -> None:

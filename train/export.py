@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from specdec.build import build_decoder
 from specdec.checkpoint import save_checkpoint, save_prophet
 from specdec.checkpoint_file import write_atomically
 from specdec.config import ModelConfig
@@ -22,7 +23,7 @@ from train.trainer import Trainer, phase
 
 DRAFT_LENGTHS = (3, 5, 8)
 TEMPERATURES = (0.0, 0.7, 1.0)
-SCORED_BYTES = 400_000
+SCORED_BYTES, SCORED_AT_ONCE = 400_000, 8
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -123,6 +124,10 @@ def _domains(trainer: Trainer) -> list[Domain]:
     tests = trainer.corpus.test
     context = trainer.model.config.max_position_embeddings
     length = prompt_bytes(context, tests)
+    device = next(trainer.model.parameters()).device
+    scoring = build_decoder(
+        trainer.model, None, slots=SCORED_AT_ONCE, device=device, dtype=torch.float32
+    )
     for sample in tests:
         figures, samples = [], []
         prompts = spread_prompts(sample, trainer.config.test_prompts, length)
@@ -137,7 +142,7 @@ def _domains(trainer: Trainer) -> list[Domain]:
                 )
                 figures.append(acceptance)
             samples.append((temperature, prompts[0], outputs[0]))
-        bits = bits_per_byte(trainer.model, sample.content, SCORED_BYTES)
+        bits = bits_per_byte(scoring, sample.content, SCORED_BYTES)
         domains.append(
             Domain(
                 name=sample.name,
