@@ -23,12 +23,17 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def _processor() -> str:
+    """Name, generation and number: names alone are shared by processors of different generations."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processors = Path("/proc/cpuinfo").read_text().strip().split("\n\n")
     except OSError:
         return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({len(names)} cores)" if names else platform.processor()
+    lines = (line.partition(":") for line in processors[0].splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in lines}
+    if "model name" not in facts:
+        return platform.processor()
+    generation = f"family {facts.get('cpu family', '?')}, model {facts.get('model', '?')}"
+    return f"{facts['model name']} ({generation}, {len(processors)} cores)"
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

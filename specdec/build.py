@@ -48,8 +48,10 @@ def build_decoder(
 ) -> Decoder[Model]:
     """`context` bytes a slot, the model's own if left out; without a prophet base mode only.
 
-    Of `draft_lengths` CUDA graphs are made, rounds of others take the next.  ValueError where the
-    model has no such context, or kernels are asked for that cannot be had.
+    With int8 the weights of the model's blocks are 8-bit integers, which is another model; the
+    prophet's are bfloat16.  Of `draft_lengths` CUDA graphs are made, rounds of others take the
+    next.  ValueError where the model has no such context, or kernels are asked for that cannot be
+    had.
     """
     context = context or model.config.max_position_embeddings
     passes: Model
@@ -58,7 +60,9 @@ def build_decoder(
     if runs_natively(kernels, device, dtype):
         passes = NativeModel(model, slots=slots, context=context, dtype=dtype)
         if prophet is not None:
-            drafter = NativeDrafter(prophet, slots=slots, context=context, dtype=dtype)
+            drafter = NativeDrafter(
+                prophet, slots=slots, context=context, dtype=native_stack.cache_dtype(dtype)
+            )
         run: RunRound = run_native_round
         make_noise = native_gumbel_ahead
     elif runs_on_graphs(kernels, device, dtype):
@@ -168,18 +172,21 @@ def spare_slots(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> i
 
 def runs_natively(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the compiled core is used; it has no other device than the CPU and no float64."""
-    fits = device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
+    if dtype == torch.int8:  # which nothing else has
+        if kernels not in ("auto", "native"):
+            raise ValueError(f"kernels: those of {kernels} have no int8")
+        kernels = "native"
+    fits = device.type == "cpu" and dtype in native_stack.KINDS
     if kernels in ("torch", "cuda") or (kernels == "auto" and not fits):
         return False
     if not fits:
-        raise ValueError(
-            f"kernels: native ones are for bfloat16 and float32 on cpu, not {dtype} on {device}"
-        )
+        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in native_stack.KINDS)
+        raise ValueError(f"kernels: native ones are for {kinds} on cpu, not {dtype} on {device}")
     try:
         native_library()
     except NativeUnavailable as error:
         if kernels == "native":
-            raise ValueError(f"kernels: native ones were asked for: {error}") from None
+            raise ValueError(f"kernels: native ones are needed here: {error}") from None
         logger.warning("decoding on torch's operations, several times slower: %s", error)
         return False
     return True

@@ -19,17 +19,24 @@ from specdec.native_library import native_library, team
 from specdec.packed import SLACK
 
 
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""What weights may be, as the core numbers it."""
+
+
 class NativeStack:
     """A stack and a head over `slots` caches of `places` each.
 
-    `dtype` is that of weights and cache, bfloat16 or float32; sums are float32.
+    `dtype` is that of weights and cache, bfloat16 or float32; with int8 weights have a scale for
+    each output, and the cache is bfloat16.  Sums are float32, or exact.
     """
 
     def __init__(
         self, stack: Stack, head: Tensor, *, slots: int, places: int, dtype: torch.dtype
     ) -> None:
-        if dtype not in (torch.bfloat16, torch.float32):
+        if dtype not in KINDS:
             raise ValueError(f"the compiled core has no {dtype}")
+        # what becomes integers comes as the checkpoint has it
+        rounded = torch.float32 if dtype == torch.int8 else dtype
         self._library, self._team = native_library(), team()
         block: BlockConfig = stack.blocks[0].config  # type: ignore[assignment]
         self.width = block.hidden_size
@@ -50,18 +57,18 @@ class NativeStack:
         # the head is kept in float32, at half the size where that loses nothing
         half_head = bool((head == head.bfloat16().float()).all())
         self.handle: int = self._library.specdec_stack(
-            shape.data_ptr(), block.rms_norm_eps, dtype == torch.bfloat16, half_head
+            shape.data_ptr(), block.rms_norm_eps, KINDS[dtype], half_head
         )
         finalize(self, self._library.specdec_stack_free, self.handle)
         for index, layer in enumerate(stack.blocks):
             assert isinstance(layer, Block)
             arrays = [
                 plain(layer.attention_norm.weight),
-                plain(layer.qkv.weight.to(dtype)),
-                plain(layer.output.weight.to(dtype)),
+                plain(layer.qkv.weight.to(rounded)),
+                plain(layer.output.weight.to(rounded)),
                 plain(layer.feed_forward_norm.weight),
-                plain(layer.gate_up.weight.to(dtype)),
-                plain(layer.down.weight.to(dtype)),
+                plain(layer.gate_up.weight.to(rounded)),
+                plain(layer.down.weight.to(rounded)),
             ]
             self._library.specdec_block(self.handle, index, *(a.data_ptr() for a in arrays))
         tables = rotary_table(places, block.head_dim, block.rope_theta)
@@ -88,7 +95,13 @@ class NativeStack:
 def slot_bytes(block: BlockConfig, depth: int, context: int, dtype: torch.dtype) -> int:
     """What `depth` blocks take of cache for a slot of `context` bytes, in the core's tiles."""
     places = _padded(context + SLACK) * depth * block.num_key_value_heads
-    return places * (block.head_dim + _padded(block.head_dim)) * dtype.itemsize
+    size = cache_dtype(dtype).itemsize
+    return places * (block.head_dim + _padded(block.head_dim)) * size
+
+
+def cache_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of keys and values beside weights of that type."""
+    return torch.bfloat16 if dtype == torch.int8 else dtype
 
 
 class NativeModel:

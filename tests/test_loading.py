@@ -32,7 +32,7 @@ def settings(checkpoint: Path, **fields: object) -> Settings:
     )
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "int8"])
 def test_a_loaded_engine_gives_both_modes_the_same_bytes(checkpoint: Path, dtype: str) -> None:
     engine = load_engine(settings(checkpoint, dtype=dtype, max_batch=2))
     try:

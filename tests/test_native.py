@@ -83,7 +83,7 @@ def test_scores_are_those_of_the_trainable_model(shape: tuple[int, int, int, int
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int8])
 def test_a_row_has_the_same_bits_in_any_company(
     shape: tuple[int, int, int, int, int], dtype: torch.dtype
 ) -> None:
@@ -106,6 +106,27 @@ def test_bfloat16_is_what_weights_and_cache_are_rounded_to() -> None:
     # what is left is the cache's rounding, which the first byte's attention alone does not see
     torch.testing.assert_close(logits[0], expected[0], atol=0.02, rtol=0.02)
     assert (logits - expected).abs().mean() < 0.02 * expected.abs().mean()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_is_what_weights_are_rounded_to(shape: tuple[int, int, int, int, int]) -> None:
+    model = shaped(*shape)
+    text = torch.randint(0, 256, (100,), generator=torch.Generator().manual_seed(1))
+    place, slot = torch.arange(100), torch.zeros(100, dtype=torch.int64)
+
+    def logits(dtype: torch.dtype) -> Tensor:
+        passes = NativeModel(model, slots=1, context=100, dtype=dtype)
+        return passes.forward(text, slot, place, place, ((1, 100),))[1]
+
+    exact, eight = logits(torch.float32), logits(torch.int8)
+    with torch.no_grad():
+        for block in model.stack.blocks:
+            for linear in (block.qkv, block.output, block.gate_up, block.down):
+                size = linear.weight.abs().amax(1, keepdim=True) / 127
+                linear.weight.copy_((linear.weight / size).round() * size)
+    rounded = logits(torch.float32)
+    # beside the weights the cache and perhaps the inputs are rounded, to a lesser degree
+    assert (eight - rounded).abs().mean() < 0.5 * (exact - rounded).abs().mean()
 
 
 def test_a_copied_slot_goes_on_like_its_source() -> None:
@@ -252,6 +273,20 @@ def test_kernels_are_chosen_by_name_and_by_what_fits() -> None:
         kind(torch.float64, "native")
 
 
+def test_int8_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"slots": 1, "device": CPU, "dtype": torch.int8}
+    for kernels in ("torch", "cuda"):
+        with pytest.raises(ValueError, match=f"kernels: those of {kernels} have no int8"):
+            build_decoder(tiny_model(), None, kernels=kernels, **options)  # type: ignore[arg-type]
+
+    def unavailable() -> None:
+        raise NativeUnavailable("no C++ compiler was found")
+
+    monkeypatch.setattr("specdec.build.native_library", unavailable)
+    with pytest.raises(ValueError, match="native ones are needed here: no C"):
+        build_decoder(tiny_model(), None, **options)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_cache_is_as_large_as_announced(dtype: torch.dtype) -> None:
     model = tiny_model()
@@ -298,7 +333,7 @@ def test_without_a_compiler_torch_decodes(
         assert isinstance(decoder.model, PackedModel)
         assert isinstance(decoder.drafter, AutoregressiveDrafter)
         assert "no C++ compiler" in caplog.text
-        with pytest.raises(ValueError, match="kernels: native ones were asked for"):
+        with pytest.raises(ValueError, match="kernels: native ones are needed here"):
             build_decoder(model, None, kernels="native", **options)  # type: ignore[arg-type]
     finally:
         native_library.cache_clear()
@@ -353,10 +388,11 @@ def test_a_directory_that_others_write_to_is_not_trusted(
     assert library._built() == own / name
 
 
-def test_jobs_of_all_kinds_are_equal_to_base_alone() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_jobs_of_all_kinds_are_equal_to_base_alone(dtype: torch.dtype) -> None:
     model = tiny_model()
     decoder = build_decoder(
-        model, agreeing_prophet(model), slots=6, device=CPU, dtype=torch.bfloat16, kernels="native"
+        model, agreeing_prophet(model), slots=6, device=CPU, dtype=dtype, kernels="native"
     )
     params = [
         SamplingParams(temperature=0.0),

@@ -13,7 +13,8 @@ constexpr int MOST_ROWS = SUMS / 2;  // of a tile
 // y = x Wᵀ, the weights in blocks of PAIR outputs: [block][input][PAIR], where they are multiplied in
 // pairs [block][input / 2][PAIR][2].
 //
-// By K inputs may be rounded too (products.h); Linear<W, Weights<W>> multiplies in float32.
+// K says what weights and inputs are rounded to (products.h); Linear<W, Weights<W>> multiplies in
+// float32.
 template <class W, class K = Multiplied<W>> class Linear {
    public:
     void pack(const float* weight, int outputs, int inputs) {
@@ -21,28 +22,25 @@ template <class W, class K = Multiplied<W>> class Linear {
         steps_ = (inputs + K::INPUTS - 1) / K::INPUTS;
         blocks_ = padded(outputs) / PAIR;
         data_ = Buffer<W>(size_t(blocks_) * steps_ * K::SIZE);
-        if constexpr (K::IN_STEPS) sizes_.assign(size_t(blocks_) * PAIR, 0.0f);
-        int64_t most = 1;  // that the steps of an output's weights come to
+        if constexpr (K::LARGEST > 0) sizes_.assign(size_t(blocks_) * PAIR, 0.0f);
+        int64_t most = 1;  // steps that an output's weights come to
         for (int n = 0; n < outputs; ++n) {
             const float* row = weight + size_t(n) * inputs;
-            float size = 1.0f;
-            if constexpr (K::IN_STEPS) {
+            float size = 0;
+            if constexpr (K::LARGEST > 0) {
                 auto smaller = [](float a, float b) { return std::fabs(a) < std::fabs(b); };
-                float largest = std::fabs(*std::max_element(row, row + inputs, smaller));
-                size = sizes_[n] = largest > 0 ? largest / K::LARGEST : 1.0f;
+                size = std::fabs(*std::max_element(row, row + inputs, smaller)) / K::LARGEST;
+                sizes_[n] = size;
             }
             int64_t all = 0;
             for (int k = 0; k < inputs; ++k) {
-                W* here = at(n / PAIR) + size_t(k / K::INPUTS) * K::SIZE;
-                if constexpr (K::IN_STEPS) {
-                    int16_t steps = int16_t(std::nearbyint(row[k] / size));
-                    reinterpret_cast<int16_t*>(here + n % PAIR)[k % 2] = steps;
-                    all += std::abs(steps);
-                } else if constexpr (K::INPUTS == 2) {
-                    reinterpret_cast<uint16_t*>(here + n % PAIR)[k % 2] = to_half(row[k]);
-                } else {
-                    put(here, n % PAIR, row[k]);
+                float value = row[k];
+                if constexpr (K::LARGEST > 0) {
+                    value = size > 0 ? std::nearbyint(value / size) : 0.0f;
+                    all += std::abs(int(value));
                 }
+                W* here = at(n / PAIR) + size_t(k / K::INPUTS) * K::SIZE;
+                K::put(here, n % PAIR, k % K::INPUTS, value);
             }
             most = std::max(most, all);
         }
@@ -131,7 +129,7 @@ template <class W, class K = Multiplied<W>> class Linear {
             for (int b = 0; b < B; ++b) {
                 const W* here = weights[b] + size_t(k) * K::SIZE;
                 for (int i = 0; i < K::SIZE; i += LINE)
-                    __builtin_prefetch(here + AHEAD * stride<W>() + i);
+                    __builtin_prefetch(here + AHEAD / K::INPUTS * K::SIZE + i);
                 K w(here);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r)
@@ -144,12 +142,9 @@ template <class W, class K = Multiplied<W>> class Linear {
             for (int i = 0; i < 2 * B; ++i) {
                 int at = block * PAIR + i * LANES;
                 vf* out = reinterpret_cast<vf*>(y + size_t(r) * ldy + at);
-                vf value;
-                if constexpr (K::IN_STEPS)
-                    value = __builtin_convertvector(sums[r][i], vf) *
-                            (*reinterpret_cast<const vf*>(&sizes_[at]) * inputs.sizes[r]);
-                else
-                    value = sums[r][i];
+                vf value = __builtin_convertvector(sums[r][i], vf);
+                if constexpr (K::LARGEST > 0) value *= *reinterpret_cast<const vf*>(&sizes_[at]);
+                if constexpr (K::IN_STEPS) value *= inputs.sizes[r];
                 *out = ADD ? *out + value : value;
             }
     }

@@ -1,4 +1,8 @@
 // Ways to multiply packed weights: how PAIR outputs are kept for INPUTS inputs at a time.
+//
+// With LARGEST, weights are kept in steps of which an output's largest one has so many, and IN_STEPS
+// says whether inputs are in steps too: of a size for each row, so small as the sums' 31 bits allow.
+// Sums of steps are exact whatever their order.
 
 #pragma once
 
@@ -10,9 +14,10 @@ namespace specdec {
 template <class W> struct Weights {
     typedef float Input;
     typedef vf Sum;
-    static constexpr int INPUTS = 1, SIZE = stride<W>();
+    static constexpr int INPUTS = 1, SIZE = stride<W>(), LARGEST = 0;
     static constexpr bool IN_STEPS = false;
 
+    static void put(W* at, int output, int, float value) { specdec::put(at, output, value); }
     explicit Weights(const W* at) { load(at, first, second); }
     void multiply(float x, vf& low, vf& high) const {
         low += first * x;
@@ -26,9 +31,12 @@ template <class W> struct Weights {
 struct Pairs {
     typedef uint32_t Input;
     typedef vf Sum;
-    static constexpr int INPUTS = 2, SIZE = PAIR;
+    static constexpr int INPUTS = 2, SIZE = PAIR, LARGEST = 0;
     static constexpr bool IN_STEPS = false;
 
+    static void put(uint32_t* at, int output, int input, float value) {
+        reinterpret_cast<uint16_t*>(at + output)[input] = to_half(value);
+    }
     explicit Pairs(const uint32_t* at)
         : first((__m512bh)_mm512_loadu_si512(at)), second((__m512bh)_mm512_loadu_si512(at + LANES)) {}
     void multiply(uint32_t x, vf& low, vf& high) const {
@@ -46,16 +54,18 @@ struct Pairs {
     }
     __m512bh first, second;
 };
-template <class W> using Multiplied = std::conditional_t<std::is_same_v<W, float>, Weights<W>, Pairs>;
+typedef Pairs Halves;
 #elif defined(SPECDEC_INTEGERS)
-// Pairs of 16-bit integers: weights in steps of a 2047th of an output's largest one, inputs in steps
-// that a row's largest one and the sums' 31 bits leave.  Sums are exact whatever their order.
+// Pairs of 16-bit integers.
 struct Integers {
     typedef uint32_t Input;
     typedef vi Sum;
     static constexpr int INPUTS = 2, SIZE = PAIR, LARGEST = 2047;
     static constexpr bool IN_STEPS = true;
 
+    static void put(uint32_t* at, int output, int input, float steps) {
+        reinterpret_cast<int16_t*>(at + output)[input] = int16_t(steps);
+    }
     explicit Integers(const uint32_t* at)
         : first(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))),
           second(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + LANES))) {}
@@ -91,10 +101,67 @@ struct Integers {
         return std::isfinite(largest) ? largest / float(most) : NAN;
     }
     __m256i first, second;
+
+   protected:
+    Integers(__m256i first, __m256i second) : first(first), second(second) {}
 };
-template <class W> using Multiplied = std::conditional_t<std::is_same_v<W, float>, Weights<W>, Integers>;
+
+// The same with weights of eight bits.
+struct Bytes : Integers {
+    static constexpr int SIZE = 2 * PAIR, LARGEST = INT8_MAX;
+
+    static void put(int8_t* at, int output, int input, float steps) {
+        at[2 * output + input] = int8_t(steps);
+    }
+    explicit Bytes(const int8_t* at)
+        : Integers(wide(at), wide(at + PAIR)) {}
+
+   private:
+    static __m256i wide(const int8_t* at) {
+        return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+    }
+};
+typedef Integers Halves;
 #else
-template <class W> using Multiplied = Weights<W>;
+typedef Weights<uint32_t> Halves;
 #endif
+
+#if !defined(SPECDEC_INTEGERS)
+// Weights of eight bits, multiplied in float32.
+struct Bytes {
+    typedef float Input;
+    typedef vf Sum;
+    static constexpr int INPUTS = 1, SIZE = PAIR, LARGEST = INT8_MAX;
+    static constexpr bool IN_STEPS = false;
+
+    static void put(int8_t* at, int output, int, float steps) { at[output] = int8_t(steps); }
+    explicit Bytes(const int8_t* at) : first(wide(at)), second(wide(at + LANES)) {}
+    void multiply(float x, vf& low, vf& high) const {
+        low += first * x;
+        high += second * x;
+    }
+    vf first, second;
+
+   private:
+    static vf wide(const int8_t* at) {
+#if defined(__AVX512F__)
+        __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+        return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+#elif defined(__AVX2__)
+        __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+        return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+#else
+        typedef int8_t vb __attribute__((vector_size(LANES), aligned(1)));
+        return __builtin_convertvector(*reinterpret_cast<const vb*>(at), vf);
+#endif
+    }
+};
+#endif
+
+// What weights kept as W are multiplied by.
+template <class W> struct Products { typedef Weights<W> Kind; };
+template <> struct Products<uint32_t> { typedef Halves Kind; };
+template <> struct Products<int8_t> { typedef Bytes Kind; };
+template <class W> using Multiplied = typename Products<W>::Kind;
 
 }  // namespace specdec

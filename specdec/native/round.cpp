@@ -166,12 +166,22 @@ extern "C" {
 void* specdec_team(int threads) { return new Team(threads); }
 void specdec_team_free(void* team) { delete static_cast<Team*>(team); }
 
-void* specdec_stack(const int64_t* shape, float eps, int half, int half_head) {
+// kind: 0 float32, 1 bfloat16, 2 8-bit integers and the cache in bfloat16.
+void* specdec_stack(const int64_t* shape, float eps, int kind, int half_head) {
     Shape s;
     std::memcpy(&s, shape, sizeof s);
-    if (half && half_head) return static_cast<Stack*>(new StackOf<uint32_t, uint32_t>(s, eps));
-    if (half) return static_cast<Stack*>(new StackOf<uint32_t, float>(s, eps));
-    return static_cast<Stack*>(new StackOf<float, float>(s, eps));
+    Stack* stack;
+    if (kind == 0)
+        stack = new StackOf<float, float, float>(s, eps);
+    else if (kind == 1 && half_head)
+        stack = new StackOf<uint32_t, uint32_t, uint32_t>(s, eps);
+    else if (kind == 1)
+        stack = new StackOf<uint32_t, float, uint32_t>(s, eps);
+    else if (half_head)
+        stack = new StackOf<int8_t, uint32_t, uint32_t>(s, eps);
+    else
+        stack = new StackOf<int8_t, float, uint32_t>(s, eps);
+    return stack;
 }
 void specdec_stack_free(void* stack) { delete static_cast<Stack*>(stack); }
 void specdec_block(void* stack, int layer, const float* attention_norm, const float* qkv,

@@ -44,8 +44,8 @@ class Stack {
     virtual int width() const = 0;
 };
 
-// W holds weights and cache, V the head: bfloat16 pairs or float32.
-template <class W, class V> class StackOf : public Stack {
+// W holds weights, V the head, C the cache: bfloat16 pairs or float32, weights also 8-bit integers.
+template <class W, class V, class C> class StackOf : public Stack {
    public:
     StackOf(const Shape& s, float eps) : s_(s), eps_(eps), blocks_(s.layers) {
         capacity_ = padded(int(s.places));
@@ -54,10 +54,10 @@ template <class W, class V> class StackOf : public Stack {
         mixed_ld_ = int(s.heads * s.head);
         width_ld_ = padded(int(s.width));
         ff_ld_ = padded(int(s.feed_forward));
-        key_size_ = size_t(capacity_) / PAIR * s.head * stride<W>();
-        value_size_ = size_t(capacity_) * head_padded_ / PAIR * stride<W>();
-        keys_ = Buffer<W>(s.layers * s.slots * s.kv_heads * key_size_);
-        values_ = Buffer<W>(s.layers * s.slots * s.kv_heads * value_size_);
+        key_size_ = size_t(capacity_) / PAIR * s.head * stride<C>();
+        value_size_ = size_t(capacity_) * head_padded_ / PAIR * stride<C>();
+        keys_ = Buffer<C>(s.layers * s.slots * s.kv_heads * key_size_);
+        values_ = Buffer<C>(s.layers * s.slots * s.kv_heads * value_size_);
     }
 
     void block(int layer, const float* attention_norm, const float* qkv, const float* output,
@@ -82,8 +82,8 @@ template <class W, class V> class StackOf : public Stack {
     int width() const override { return int(s_.width); }
 
     void copy(int source, int target, int places) override {
-        size_t key = size_t(padded(places)) / PAIR * s_.head * stride<W>();
-        size_t value = size_t(places) * head_padded_ / PAIR * stride<W>();
+        size_t key = size_t(padded(places)) / PAIR * s_.head * stride<C>();
+        size_t value = size_t(places) * head_padded_ / PAIR * stride<C>();
         for (int layer = 0; layer < s_.layers; ++layer)
             for (int h = 0; h < s_.kv_heads; ++h) {
                 std::copy_n(key_at(layer, source, h), key, key_at(layer, target, h));
@@ -131,10 +131,10 @@ template <class W, class V> class StackOf : public Stack {
         Gated<W> gate_up;
     };
 
-    W* key_at(int layer, int64_t slot, int h) {
+    C* key_at(int layer, int64_t slot, int h) {
         return keys_.data() + ((layer * s_.slots + slot) * s_.kv_heads + h) * key_size_;
     }
-    W* value_at(int layer, int64_t slot, int h) {
+    C* value_at(int layer, int64_t slot, int h) {
         return values_.data() + ((layer * s_.slots + slot) * s_.kv_heads + h) * value_size_;
     }
 
@@ -162,11 +162,11 @@ template <class W, class V> class StackOf : public Stack {
     }
 
     void put_away(int layer, int64_t slot, int h, int place, const float* key, const float* value) {
-        W* at = key_at(layer, slot, h) + size_t(place / PAIR) * s_.head * stride<W>();
-        for (int i = 0; i < s_.head; ++i) put(at + size_t(i) * stride<W>(), place % PAIR, key[i]);
-        at = value_at(layer, slot, h) + size_t(place) * head_padded_ / PAIR * stride<W>();
+        C* at = key_at(layer, slot, h) + size_t(place / PAIR) * s_.head * stride<C>();
+        for (int i = 0; i < s_.head; ++i) put(at + size_t(i) * stride<C>(), place % PAIR, key[i]);
+        at = value_at(layer, slot, h) + size_t(place) * head_padded_ / PAIR * stride<C>();
         int i = 0;
-        for (; i + PAIR <= s_.head; i += PAIR) store(at + i / PAIR * stride<W>(), value + i);
+        for (; i + PAIR <= s_.head; i += PAIR) store(at + i / PAIR * stride<C>(), value + i);
         for (; i < s_.head; ++i) put(at, i, value[i]);
     }
 
@@ -191,20 +191,20 @@ template <class W, class V> class StackOf : public Stack {
 
     // Scores of Q queries against N blocks of PAIR places, from block `at` on.
     template <int Q, int N>
-    void dot(const float* const* queries, const W* keys, float scale, float* const* scores,
+    void dot(const float* const* queries, const C* keys, float scale, float* const* scores,
              int at) const {
         vf sums[N][2 * Q];
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n)
 #pragma GCC unroll 16
             for (int i = 0; i < 2 * Q; ++i) sums[n][i] = vf{};
-        size_t step = size_t(s_.head) * stride<W>();
+        size_t step = size_t(s_.head) * stride<C>();
         keys += at * step;
         for (int i = 0; i < s_.head; ++i) {
 #pragma GCC unroll 4
             for (int n = 0; n < N; ++n) {
                 vf first, second;
-                const W* here = keys + n * step + size_t(i) * stride<W>();
+                const C* here = keys + n * step + size_t(i) * stride<C>();
                 __builtin_prefetch(here + N * step);
                 load(here, first, second);
 #pragma GCC unroll 8
@@ -243,20 +243,20 @@ template <class W, class V> class StackOf : public Stack {
 
     // N parts of PAIR numbers, from `part` on, of values weighed for Q queries over `places` places.
     template <int Q, int N>
-    void weigh(const W* values, int places, const float* const* weights, const float* totals,
+    void weigh(const C* values, int places, const float* const* weights, const float* totals,
                float* const* outs, int part) const {
         vf sums[Q][2 * N];
 #pragma GCC unroll 8
         for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 8
             for (int i = 0; i < 2 * N; ++i) sums[q][i] = vf{};
-        size_t step = size_t(head_padded_) / PAIR * stride<W>();
-        values += part * stride<W>();
+        size_t step = size_t(head_padded_) / PAIR * stride<C>();
+        values += part * stride<C>();
         for (int p = 0; p < places; ++p, values += step) {
 #pragma GCC unroll 4
             for (int n = 0; n < N; ++n) {
                 vf first, second;
-                const W* here = values + n * stride<W>();
+                const C* here = values + n * stride<C>();
                 __builtin_prefetch(here + 16 * step);
                 load(here, first, second);
 #pragma GCC unroll 8
@@ -279,7 +279,7 @@ template <class W, class V> class StackOf : public Stack {
 
     // Q queries over the first places of one slot's keys and values; each by itself, side by side.
     template <int Q>
-    void attend(const float* const* queries, const int* places, const W* keys, const W* values,
+    void attend(const float* const* queries, const int* places, const C* keys, const C* values,
                 float* scores, float* const* outs) const {
         // at least eight sums hide the latency
         constexpr int N = 4 * Q <= TOGETHER ? 4 : 2 * Q <= TOGETHER ? 2 : 1;
@@ -304,7 +304,7 @@ template <class W, class V> class StackOf : public Stack {
     void attend_span(int t, int layer, int first, int h, int from, int to, const int64_t* slot,
                      const int64_t* index) {
         int groups = int(s_.heads / s_.kv_heads), head = int(s_.head);
-        const W *keys = key_at(layer, slot[first], h), *values = value_at(layer, slot[first], h);
+        const C *keys = key_at(layer, slot[first], h), *values = value_at(layer, slot[first], h);
         while (from < to) {
             int size = std::min(TOGETHER, to - from), places[TOGETHER];
             const float* query[TOGETHER];
@@ -321,8 +321,8 @@ template <class W, class V> class StackOf : public Stack {
     }
 
     template <int Q = TOGETHER>
-    void attend_some(int size, const float* const* queries, const int* places, const W* keys,
-                     const W* values, float* scores, float* const* outs) const {
+    void attend_some(int size, const float* const* queries, const int* places, const C* keys,
+                     const C* values, float* scores, float* const* outs) const {
         if constexpr (Q > 1)
             if (size < Q)
                 return attend_some<Q - 1>(size, queries, places, keys, values, scores, outs);
@@ -421,7 +421,7 @@ template <class W, class V> class StackOf : public Stack {
     std::vector<Block> blocks_;
     std::vector<float> norm_, cos_, sin_;
     Linear<V, Weights<V>> head_;
-    Buffer<W> keys_, values_;
+    Buffer<C> keys_, values_;
     std::vector<float> x_, normed_, qkv_, mixed_, gated_;
     std::vector<std::vector<float>> scores_, own_normed_;  // of each thread
 };

@@ -14,7 +14,7 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(SPECDEC_PAIRS) || defined(SPECDEC_INTEGERS)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
