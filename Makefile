@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: install serve test test-all ops-tools check clean
+.PHONY: install serve test test-all test-kernels ops-tools check clean
 
 install: $(VENV)/.installed
 
@@ -23,8 +23,19 @@ serve: install
 test: install
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: install ops-tools
+test-all: install ops-tools test-kernels
 	$(BIN)/python -m pytest $(ARGS)
+
+# The Triton kernels, interpreted, beside the packages of $(VENV): the interpreter needs an older NumPy.
+test-kernels: $(VENV)/kernels/.installed
+	TRITON_INTERPRET=1 $(VENV)/kernels/bin/python -m pytest tests/test_triton.py
+
+$(VENV)/kernels/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)/kernels
+	$(VENV)/kernels/bin/python -m pip install --quiet --disable-pip-version-check triton==3.6.0 'numpy<2.4'
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(VENV)/kernels/bin/python \
+		-c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	touch $@
 
 ops-tools: install
 	bash tests/ops_tools.sh $(VENV)/ops

@@ -25,7 +25,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/default"))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--bytes", type=int, default=400_000, help="of each file, from its first on")
+    parser.add_argument(
+        "--bytes", type=int, default=400_000, help="of each file, from its first on"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     model = load_model(options.checkpoint)

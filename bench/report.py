@@ -23,7 +23,7 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def _processor() -> str:
-    """Name, generation and number: names alone are shared by processors of different generations."""
+    """Name, generation and number: several generations may share a name."""
     try:
         processors = Path("/proc/cpuinfo").read_text().strip().split("\n\n")
     except OSError:

@@ -219,6 +219,8 @@ class DraftLengths:
     """A row that does not draft tries so many bytes once between decisions, if that may pay."""
     RESTING = 4
     """Decisions are so many times rarer while nobody drafts and nothing speaks for trying."""
+    TOLD = 16
+    """Among so many rows whose drafts could hardly pay one may draft all the same."""
     PLAIN_EVERY, PLAIN = 400, 6
     """While rows draft, so many rounds among so many are plain: what they cost is the yardstick."""
     SETTLING = 2
@@ -232,7 +234,7 @@ class DraftLengths:
         self._wait = self.FIRST
         self._decided = self._drafting = False
         self._since_plain = 0
-        self._settling = 0
+        self._settling = self._hopeless = 0
         one = costs.seconds(1, 0)
         self._budget = Budget(first=40 * one, again=10 * one, most=200 * one)
 
@@ -245,6 +247,19 @@ class DraftLengths:
         else:
             self._decided = False
         self._rows[slot] = row
+
+    def worth_watching(self, rows: int) -> bool:
+        """Whether a row that begins to decode among so many may ever draft.
+
+        What a prophet has to be told costs a share of the prompt; where drafts could not pay even if
+        they were as good as is still thinkable, only one row in `TOLD` pays it.
+        """
+        plain, hoped = self._costs.plain(rows), self._usual.hoped()
+        drafting = (gamma for gamma in self._costs.lengths if 0 < gamma <= self._longest)
+        if any(hoped[g] * plain > self._costs.seconds(rows, g) for g in drafting):
+            return True
+        self._hopeless += 1
+        return self._hopeless % self.TOLD == 0
 
     def leave(self, slot: int) -> None:
         self._rows.pop(slot, None)

@@ -10,7 +10,7 @@ requests' events.
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.draft_lengths import DraftLengths
 from server.messages import (
@@ -63,6 +63,7 @@ class _Row:
         self.per_position: list[int] = []
         self.decides = submission.mode is Mode.AUTO and submission.draft_length > 0
         """Whether its draft lengths are left open."""
+        self.stays_plain = False
         self.started = self.entered = False
         self.leader: _Row | None = None
         """The row whose prompt this one will take over, once it has consumed it."""
@@ -82,6 +83,11 @@ class _Row:
         knows = mine.draft_length or not its.draft_length
         scores = not its.scores_prompt or (mine.scores_prompt and mine.logprobs == its.logprobs)
         return bool(mine.prompt == its.prompt and knows and scores)
+
+    def stay_plain(self) -> None:
+        """Its length was left open, and is 0 to the end."""
+        self.submission = replace(self.submission, draft_length=0)
+        self.decides, self.stays_plain = False, True
 
     def begin_decoding(self, now: float) -> None:
         self.to_prefill = 0
@@ -168,6 +174,7 @@ class Scheduler:
 
     def __init__(self, slots: int, chunk: int, lengths: DraftLengths | None = None) -> None:
         self._chunk, self._lengths = chunk, lengths
+        self._slots = slots
         self._free = list(range(slots - 1, -1, -1))
         self._closing: list[int] = []
         self._waiting: deque[_Row] = deque()
@@ -228,6 +235,10 @@ class Scheduler:
         while self._waiting and (free := [slot for slot in self._free if slot not in pledged]):
             row = self._waiting.popleft()
             row.admitted = row.decoding = now
+            if row.decides and self._lengths:
+                beside = min(self._slots, len(self._running) + len(self._waiting) + 1)
+                if not self._lengths.worth_watching(beside):
+                    row.stay_plain()
             slot = self._find_leader(row, free)
             self._free.remove(slot)
             self._running[slot] = self._last[slot] = row
@@ -256,6 +267,7 @@ class Scheduler:
             fixed = [n for slot, n in drafts.items() if not self._running[slot].decides]
             chosen = self._lengths.plan(fixed)
             drafts.update(chosen)
+            chosen |= {slot: 0 for slot in drafts if self._running[slot].stays_plain}
         return Plan(closing, tuple(opening), tuple(forks), drafts, chunks, chosen)
 
     def _find_leader(self, row: _Row, free: list[int]) -> int:

@@ -18,7 +18,6 @@ from specdec.model import ByteLlama
 from specdec.native_library import native_library, team
 from specdec.packed import SLACK
 
-
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """What weights may be, as the core numbers it."""
 

@@ -236,3 +236,21 @@ def test_plain_rounds_are_timed_again_while_rows_draft() -> None:
     plain = [turn for turn, gamma in enumerate(planned) if turn > 50 and not gamma]
     assert len(plain) == 2 * DraftLengths.PLAIN
     assert plain[5] - plain[0] == 5
+
+
+def test_rows_are_not_watched_where_no_draft_can_pay() -> None:
+    def cost(rows: int, gamma: int) -> float:
+        """Free at one row, in proportion to places at eight."""
+        return 1 + rows * gamma * (0 if rows == 1 else 1)
+
+    lengths = DraftLengths(measured(cost, rows=(1, 8)), longest=16)
+    asked = 4 * DraftLengths.TOLD
+    assert all(lengths.worth_watching(1) for _ in range(asked))
+    assert sum(lengths.worth_watching(8) for _ in range(asked)) == 4
+    # where nothing that was drafted was ever right, one row alone is not worth it either
+    lengths = DraftLengths(measured(lambda rows, gamma: 1 + 0.2 * gamma), longest=16)
+    lengths.enter(0, 16)
+    assert lengths.worth_watching(1)
+    for _ in range(400):
+        lengths.observe({0: 16}, {0: 0}, 4.2)
+    assert sum(lengths.worth_watching(1) for _ in range(asked)) == 4

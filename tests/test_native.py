@@ -365,6 +365,15 @@ def test_a_core_that_cannot_be_loaded_is_told(
         native_library.cache_clear()
 
 
+@pytest.fixture
+def small_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only its keeping matters, a core that is compiled in no time."""
+    source = tmp_path / "core.cpp"
+    source.write_text('extern "C" int specdec_nothing() { return 0; }')
+    monkeypatch.setattr(library, "SOURCES", [source])
+
+
+@pytest.mark.usefixtures("small_core")
 def test_it_is_compiled_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a directory")
@@ -376,6 +385,7 @@ def test_it_is_compiled_once_and_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert first.stat().st_mtime_ns == stamp
 
 
+@pytest.mark.usefixtures("small_core")
 def test_a_directory_that_others_write_to_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from server.draft_lengths import DraftLengths, RoundCosts
 from server.messages import Failed, Finished, FinishReason, Mode, Progress, Submission
 from server.scheduler import Deliveries, Plan, Scheduler
 from specdec.logprobs import ByteLogprob
@@ -348,3 +349,15 @@ def test_scores_are_held_back_with_what_may_be_a_stop_string() -> None:
     events = [e for _, e in first + second + third if isinstance(e, Progress | Finished)]
     told = [(e.output, [s.logprob for s in e.logprobs]) for e in events]
     assert told == [(b"ab", [0.0, -1.0]), (b"#c", [-2.0, -3.0]), (b"", [])]
+
+
+def test_a_row_that_could_not_draft_with_profit_stays_plain() -> None:
+    costs = RoundCosts({(b, gamma): 1.0 + 9 * b * gamma for b in (1, 2) for gamma in (0, 4)})
+    scheduler = Scheduler(2, 100, DraftLengths(costs, 4))
+    for name in ("a", "b"):
+        scheduler.submit(submission(name, mode=Mode.AUTO, draft_length=4, max_tokens=3), 0.0)
+    scheduler.submit(submission("c", mode=Mode.SPECULATIVE, draft_length=4), 0.0)
+    plan = scheduler.plan(0.0)
+    assert [opened.draft_length for _, opened in plan.open] == [0, 0]
+    assert [opened.mode for _, opened in plan.open] == [Mode.AUTO, Mode.AUTO]
+    assert plan.drafts == plan.chosen == {0: 0, 1: 0}

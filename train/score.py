@@ -1,4 +1,4 @@
-"""Bits per byte of given bytes, each scored with a long context before it, as a decoder sees them."""
+"""Bits per byte of given bytes as a decoder sees them, each with a long context before it."""
 
 import math
 from typing import Any
