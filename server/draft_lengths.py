@@ -251,8 +251,8 @@ class DraftLengths:
     def worth_watching(self, rows: int) -> bool:
         """Whether a row that begins to decode among so many may ever draft.
 
-        What a prophet has to be told costs a share of the prompt; where drafts could not pay even if
-        they were as good as is still thinkable, only one row in `TOLD` pays it.
+        What a prophet has to be told costs a share of the prompt; where drafts could not pay even
+        if they were as good as is still thinkable, only one row in `TOLD` pays it.
         """
         plain, hoped = self._costs.plain(rows), self._usual.hoped()
         drafting = (gamma for gamma in self._costs.lengths if 0 < gamma <= self._longest)
