@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# of tests, side by side: most of their time is waited for other processes
+WORKERS ?= 2
 
 .PHONY: install serve test test-all test-kernels ops-tools check clean
 
@@ -21,7 +23,7 @@ serve: install
 	$(BIN)/python -m server $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 test-all: install ops-tools test-kernels
 	$(BIN)/python -m pytest $(ARGS)

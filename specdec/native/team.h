@@ -49,21 +49,26 @@ class Team {
             turn_.fetch_add(1, std::memory_order_release);
             return;
         }
-        for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
-            if (spins < 20000)
-                RELAX();
-            else
-                std::this_thread::yield();  // somebody else has a core of ours
-        }
+        for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) relax(spins);
     }
     int size() const { return size_; }
 
    private:
+    // Beyond what parts of a pass differ by, somebody else may have a core of ours: a yield costs
+    // little where nobody has, and lets him finish where one has.
+    static constexpr int SPINS = 1000, AWAKE = 4000;
+
+    static void relax(int spins) {
+        if (spins < SPINS)
+            RELAX();
+        else
+            std::this_thread::yield();
+    }
     void work(int thread) {
         uint32_t seen = 0;
         while (true) {
-            for (int spins = 0; spins < 40000 && start_.load(std::memory_order_acquire) == seen; ++spins)
-                RELAX();
+            for (int spins = 0; spins < AWAKE && start_.load(std::memory_order_acquire) == seen; ++spins)
+                relax(spins);
             start_.wait(seen, std::memory_order_acquire);
             ++seen;
             if (!function_) return;
