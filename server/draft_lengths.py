@@ -223,6 +223,8 @@ class DraftLengths:
     """Among so many rows whose drafts could hardly pay one may draft all the same."""
     PLAIN_EVERY, PLAIN = 400, 6
     """While rows draft, so many rounds among so many are plain: what they cost is the yardstick."""
+    LOOK_EVERY = 4
+    """While nobody drafts one round in so many is timed."""
     SETTLING = 2
     """The first of them are not timed: a round behind one of another length takes longer."""
 
@@ -234,7 +236,7 @@ class DraftLengths:
         self._wait = self.FIRST
         self._decided = self._drafting = False
         self._since_plain = 0
-        self._settling = self._hopeless = 0
+        self._settling = self._hopeless = self._unseen = 0
         one = costs.seconds(1, 0)
         self._budget = Budget(first=40 * one, again=10 * one, most=200 * one)
 
@@ -256,7 +258,8 @@ class DraftLengths:
         """
         plain, hoped = self._costs.plain(rows), self._usual.hoped()
         drafting = (gamma for gamma in self._costs.lengths if 0 < gamma <= self._longest)
-        if any(hoped[g] * plain > self._costs.seconds(rows, g) for g in drafting):
+        least = self.MARGIN / plain
+        if any(hoped[g] > least * self._costs.seconds(rows, g) for g in drafting):
             return True
         self._hopeless += 1
         return self._hopeless % self.TOLD == 0
@@ -302,6 +305,11 @@ class DraftLengths:
                         self._rows[slot].acceptance.observe(drafted, results[slot])
         if seconds is None or not lengths:
             return
+        if not (drafts or self._drafting):  # looking at rounds takes time too
+            self._unseen += 1
+            if self._unseen < self.LOOK_EVERY:
+                return
+        passed, self._unseen = max(1, self._unseen), 0
         settled = self._settling == 0
         self._settling = self.SETTLING if drafts else max(0, self._settling - 1)
         if drafts or settled:
@@ -316,7 +324,7 @@ class DraftLengths:
             if not self._budget.open:
                 self._age = self._wait  # decided again at once
         else:
-            self._budget.spend(plain, plain)
+            self._budget.spend(passed * plain, passed * plain)
 
     def _decide(self, fixed: Sequence[int]) -> None:
         rows = list(self._rows.values())
