@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# of tests, side by side: most of their time is waited for other processes
+# tests side by side
 WORKERS ?= 2
 
 .PHONY: install serve test test-all test-kernels ops-tools check clean

@@ -16,7 +16,7 @@ from specdec.build import build_decoder
 from specdec.checkpoint import load_model
 from train.score import bits_per_byte
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+DTYPES = ("float32", "bfloat16", "int8")
 SLOTS = 8
 
 
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.bits", description=__doc__)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/default"))
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument(
         "--bytes", type=int, default=400_000, help="of each file, from its first on"
     )
@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
     device = torch.device("cpu")
     found: dict[str, dict[str, float]] = {path.name: {} for path in options.files}
     for name in options.dtype:
-        decoder = build_decoder(model, None, slots=SLOTS, device=device, dtype=DTYPES[name])
+        dtype = getattr(torch, name)
+        decoder = build_decoder(model, None, slots=SLOTS, device=device, dtype=dtype)
         for path in options.files:
             bits = bits_per_byte(decoder, np.fromfile(path, np.uint8), options.bytes)
             found[path.name][name] = round(bits, 4)

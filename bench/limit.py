@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.limit", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/default"))
     parser.add_argument("--random", action="store_true", help="random weights, 512 wide, 10 layers")
+    parser.add_argument("--dtype", choices=("bfloat16", "int8", "float32"), default="bfloat16")
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -53,13 +54,12 @@ def main(arguments: list[str]) -> int:
     else:
         model = load_model(options.checkpoint)
     weights = [p for name, p in model.named_parameters() if "embedding" not in name]
-    size = sum(p.numel() for p in weights) * 2
+    dtype = getattr(torch, options.dtype)
+    size = sum(p.numel() for p in weights) * dtype.itemsize
     buffer = torch.ones(size // 4)
     stream = milliseconds(buffer.sum, options.repeats * 4)
     device = torch.device("cpu")
-    decoder = build_decoder(
-        model, None, slots=max(ROWS), device=device, dtype=torch.bfloat16, context=512
-    )
+    decoder = build_decoder(model, None, slots=max(ROWS), device=device, dtype=dtype, context=512)
     if isinstance(decoder.model, NativeModel):
         torch.set_num_threads(1)
     passes: dict[int, tuple[float, float]] = {}
@@ -82,6 +82,7 @@ def main(arguments: list[str]) -> int:
     plain = milliseconds(lambda: decoder.step({0: 0}), min(options.repeats, 200))
     record = {
         **machine(device),
+        "dtype": options.dtype,
         "weights_mb": round(size / 1e6, 2),
         "stream_ms": round(stream, 3),
         "stream_gb_per_second": round(size / stream / 1e6, 1),

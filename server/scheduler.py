@@ -63,7 +63,6 @@ class _Row:
         self.per_position: list[int] = []
         self.decides = submission.mode is Mode.AUTO and submission.draft_length > 0
         """Whether its draft lengths are left open."""
-        self.stays_plain = False
         self.started = self.entered = False
         self.leader: _Row | None = None
         """The row whose prompt this one will take over, once it has consumed it."""
@@ -84,10 +83,14 @@ class _Row:
         scores = not its.scores_prompt or (mine.scores_prompt and mine.logprobs == its.logprobs)
         return bool(mine.prompt == its.prompt and knows and scores)
 
+    @property
+    def stays_plain(self) -> bool:
+        """Whether its lengths were left open and are 0 to the end."""
+        return self.submission.mode is Mode.AUTO and not self.decides
+
     def stay_plain(self) -> None:
-        """Its length was left open, and is 0 to the end."""
         self.submission = replace(self.submission, draft_length=0)
-        self.decides, self.stays_plain = False, True
+        self.decides = False
 
     def begin_decoding(self, now: float) -> None:
         self.to_prefill = 0

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float32", "float64", "int8"] = Field(
         default="auto",
         description="number format of the weights; auto takes what suits the device; int8, on the "
-        "CPU, rounds the model's blocks further: another model than the checkpoint, and faster",
+        "CPU, rounds the model's blocks further: another model than the checkpoint, half as large",
     )
     kernels: Literal["auto", "native", "cuda", "torch"] = Field(
         default="auto",

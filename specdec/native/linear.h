@@ -2,9 +2,11 @@
 
 #pragma once
 
+#include <initializer_list>
 #include <vector>
 
 #include "products.h"
+#include "team.h"
 
 namespace specdec {
 
@@ -51,6 +53,13 @@ template <class W, class K = Multiplied<W>> class Linear {
     // Outputs of blocks [from, to) for `rows` rows, written or added.
     template <bool ADD>
     void run(const float* x, int ldx, int rows, float* y, int ldy, int from, int to) const {
+        run<ADD>(x, ldx, rows, y, ldy, {{from, to}});
+    }
+
+    // The same for several spans of blocks; inputs are rounded once.
+    template <bool ADD>
+    void run(const float* x, int ldx, int rows, float* y, int ldy,
+             std::initializer_list<Span> spans) const {
         if constexpr (K::INPUTS == 2) {
             thread_local std::vector<uint32_t> rounded;
             thread_local std::vector<float> sizes;
@@ -65,9 +74,11 @@ template <class W, class K = Multiplied<W>> class Linear {
                 else
                     K::round(row, inputs_, out);
             }
-            blocks<ADD>({rounded.data(), ld, sizes.data()}, rows, y, ldy, from, to);
+            Inputs inputs{rounded.data(), ld, sizes.data()};
+            for (Span span : spans) blocks<ADD>(inputs, rows, y, ldy, span.begin, span.end);
         } else {
-            blocks<ADD>({x, ldx, nullptr}, rows, y, ldy, from, to);
+            Inputs inputs{x, ldx, nullptr};
+            for (Span span : spans) blocks<ADD>(inputs, rows, y, ldy, span.begin, span.end);
         }
     }
 

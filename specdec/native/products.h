@@ -24,6 +24,9 @@ template <class W> struct Weights {
         high += second * x;
     }
     vf first, second;
+
+   protected:
+    Weights(vf first, vf second) : first(first), second(second) {}
 };
 
 #if defined(SPECDEC_PAIRS)
@@ -128,19 +131,11 @@ typedef Weights<uint32_t> Halves;
 
 #if !defined(SPECDEC_INTEGERS)
 // Weights of eight bits, multiplied in float32.
-struct Bytes {
-    typedef float Input;
-    typedef vf Sum;
-    static constexpr int INPUTS = 1, SIZE = PAIR, LARGEST = INT8_MAX;
-    static constexpr bool IN_STEPS = false;
+struct Bytes : Weights<float> {
+    static constexpr int SIZE = PAIR, LARGEST = INT8_MAX;
 
     static void put(int8_t* at, int output, int, float steps) { at[output] = int8_t(steps); }
-    explicit Bytes(const int8_t* at) : first(wide(at)), second(wide(at + LANES)) {}
-    void multiply(float x, vf& low, vf& high) const {
-        low += first * x;
-        high += second * x;
-    }
-    vf first, second;
+    explicit Bytes(const int8_t* at) : Weights(wide(at), wide(at + LANES)) {}
 
    private:
     static vf wide(const int8_t* at) {

@@ -349,13 +349,12 @@ template <class W, class V, class C> class StackOf : public Stack {
     // Queries, keys and values of the key-value heads `own`, all of them written by one thread.
     void project_heads(const Block& b, Span own, int rows, const float* normed) {
         int blocks = int(s_.head) / PAIR, groups = int(s_.heads / s_.kv_heads);
-        auto run = [&](int first, Span heads) {
-            b.qkv.template run<false>(normed, width_ld_, rows, qkv_.data(), qkv_ld_,
-                                      (first + heads.begin) * blocks, (first + heads.end) * blocks);
+        auto behind = [&](int64_t heads, int each) {
+            return Span{int(heads + own.begin * each) * blocks, int(heads + own.end * each) * blocks};
         };
-        run(0, {own.begin * groups, own.end * groups});
-        run(int(s_.heads), own);
-        run(int(s_.heads + s_.kv_heads), own);
+        b.qkv.template run<false>(
+            normed, width_ld_, rows, qkv_.data(), qkv_ld_,
+            {behind(0, groups), behind(s_.heads, 1), behind(s_.heads + s_.kv_heads, 1)});
     }
 
     // A thread waits for the others four times a block, where few rows pass and key-value heads go
