@@ -18,7 +18,10 @@ template <class W> struct Weights {
     static constexpr bool IN_STEPS = false;
 
     static void put(W* at, int output, int, float value) { specdec::put(at, output, value); }
-    explicit Weights(const W* at) { load(at, first, second); }
+    explicit Weights(const W* at) {
+        load(at, first, second);
+        hold(first, second);
+    }
     void multiply(float x, vf& low, vf& high) const {
         low += first * x;
         high += second * x;
@@ -41,7 +44,9 @@ struct Pairs {
         reinterpret_cast<uint16_t*>(at + output)[input] = to_half(value);
     }
     explicit Pairs(const uint32_t* at)
-        : first((__m512bh)_mm512_loadu_si512(at)), second((__m512bh)_mm512_loadu_si512(at + LANES)) {}
+        : first((__m512bh)_mm512_loadu_si512(at)), second((__m512bh)_mm512_loadu_si512(at + LANES)) {
+        hold(first, second);
+    }
     void multiply(uint32_t x, vf& low, vf& high) const {
         __m512bh both = (__m512bh)_mm512_set1_epi32(int(x));
         low = (vf)_mm512_dpbf16_ps((__m512)low, first, both);
@@ -71,7 +76,9 @@ struct Integers {
     }
     explicit Integers(const uint32_t* at)
         : first(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))),
-          second(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + LANES))) {}
+          second(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + LANES))) {
+        hold(first, second);
+    }
     void multiply(uint32_t x, vi& low, vi& high) const {
         __m256i both = _mm256_set1_epi32(int(x));
         low += (vi)_mm256_madd_epi16(first, both);

@@ -59,6 +59,15 @@ inline void load(const float* at, vf& first, vf& second) {
     first = *reinterpret_cast<const vf*>(at);
     second = *reinterpret_cast<const vf*>(at + LANES);
 }
+// Keeps two vectors in registers: the compiler would rather load them again for each of a few rows,
+// and a load more for each product is what few rows then wait for.
+template <class V> inline void hold(V& first, V& second) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(first), "+v"(second));
+#elif defined(__AVX2__)
+    asm("" : "+x"(first), "+x"(second));
+#endif
+}
 template <class W> constexpr int stride() { return std::is_same<W, float>::value ? PAIR : LANES; }
 
 inline void put(uint32_t* row, int i, float x) {
@@ -111,16 +120,21 @@ inline float largest(vf x) {
 
 // x / rms(x) · weight, of `width` numbers; without a weight (null) 1.  `out` may be x.
 inline void normalize(const float* x, const float* weight, float eps, int width, float* out) {
+    auto at = [](const float* from) { return *reinterpret_cast<const vf*>(from); };
+    constexpr int SIDE = 4;  // by side, or each sum would wait for the one before it
     int i = 0;
-    vf squares = {};
-    for (; i + LANES <= width; i += LANES) {
-        vf part = *reinterpret_cast<const vf*>(x + i);
-        squares += part * part;
-    }
-    float total = sum(squares);
+    vf squares[SIDE] = {};
+    for (; i + SIDE * LANES <= width; i += SIDE * LANES)
+        for (int s = 0; s < SIDE; ++s) squares[s] += at(x + i + s * LANES) * at(x + i + s * LANES);
+    for (; i + LANES <= width; i += LANES) squares[0] += at(x + i) * at(x + i);
+    float total = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
     for (; i < width; ++i) total += x[i] * x[i];
     float scale = 1.0f / std::sqrt(total / float(width) + eps);
-    for (i = 0; i < width; ++i) out[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
+    for (i = 0; i + LANES <= width; i += LANES) {
+        vf scaled = at(x + i) * scale;
+        *reinterpret_cast<vf*>(out + i) = weight ? scaled * at(weight + i) : scaled;
+    }
+    for (; i < width; ++i) out[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
 }
 
 // out = silu(gate) · up, of `count` numbers, a multiple of LANES.
