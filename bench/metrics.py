@@ -10,7 +10,7 @@ import timeit
 from collections.abc import Callable
 
 from server.draft_lengths import RoundCosts
-from server.ledger import Ledger
+from server.ledger import Ledger, per_byte_tallies
 from server.messages import Mode, Progress, Submission
 from server.metrics import Metrics, RequestMeter
 from specdec.round import RowResult, Seconds
@@ -36,10 +36,12 @@ def main() -> None:
         cost = best(lambda r=results, c=chosen: ledger.enter(r, c, False, 3e-4, spent), asked.times)
         share = cost * 1e3 / asked.round_ms
         print(f"a round of {rows} rows: {cost * 1e6:.2f} us, {share:.2%} of {asked.round_ms} ms")
-    told = best(lambda: pickle.dumps(ledger.figures(0, None, 1)), asked.times // 50)
+    told = best(
+        lambda: pickle.dumps(ledger.figures(per_byte_tallies(), 0, None, 1)), asked.times // 50
+    )
     print(f"the totals, once a second: {told * 1e6:.1f} us")
     submission = Submission("a", b"a", 8, SamplingParams(), 1, Mode.AUTO, 3, None)
-    meter, event = RequestMeter(Metrics(1), submission), Progress(b"abc", 1e-4)
+    meter, event = RequestMeter(Metrics(1), submission), Progress(b"abc")
     cost = best(lambda: meter.observe(event), asked.times)
     print(f"an event of a request, on the event loop: {cost * 1e6:.2f} us")
 

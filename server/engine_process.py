@@ -23,6 +23,7 @@ from typing import Any
 from server.engine import LONGEST_STOP_S, Deliver, Engine, pass_on
 from server.ledger import Figures
 from server.logs import configure
+from server.memory import spare_collector
 from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission, joined
 from server.settings import Settings
 
@@ -33,9 +34,12 @@ Load = Callable[[Settings], Engine]
 GLANCE_S = 0.05
 """Seconds between two looks of the child at its engine."""
 
-HOLD_S = 0.002
+HOLD_S = 0.01
 """A message wakes three threads that take the processors from the next round: events of rounds
 shorter than this wait for one another."""
+
+LONGEST_HOLD_S = 0.1
+"""How long output may wait that nobody wants before the end: its bytes are counted as they come."""
 
 FIGURES_S = 1.0
 """Seconds between two messages of what rounds took and gave."""
@@ -176,6 +180,7 @@ def _run(pipe: Connection, glance: Any, settings: Settings, load: Load) -> None:
     if isinstance(loaded, _NotLoaded):
         pipe.send(loaded)
         return
+    spare_collector()
     engine, outbox = loaded, _Outbox(pipe)
     engine.flush = outbox.flush
     pipe.send(engine.info)
@@ -199,7 +204,7 @@ def _run(pipe: Connection, glance: Any, settings: Settings, load: Load) -> None:
             if isinstance(message, str):
                 engine.cancel(message)
             else:
-                engine.submit(message, outbox.of(message.request_id))
+                engine.submit(message, outbox.of(message))
     alive = engine.status().alive
     engine.stop()
     outbox.flush(True)
@@ -230,28 +235,32 @@ def _loaded(settings: Settings, load: Load) -> Engine | _NotLoaded:
 class _Outbox:
     """Events on their way to the parent: those of a round, or of some short ones, in one message.
 
-    A request's first event and its last do not wait.
+    A request's first event and its last do not wait, others as long as its client cares, within
+    bounds.
     """
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._events: list[tuple[str, Event]] = []
         self._begun: set[str] = set()
-        self._urgent = False
+        self._hold_s = LONGEST_HOLD_S
+        """How long the events may wait that do; 0 if one of them must not."""
         self._sent = 0.0
         self._sending = threading.Lock()
 
-    def of(self, request_id: str) -> Deliver:
-        return partial(self._take, request_id)
+    def of(self, submission: Submission) -> Deliver:
+        hold_s = max(HOLD_S, submission.interval_s)
+        return partial(self._take, submission.request_id, hold_s)
 
-    def _take(self, request_id: str, event: Event) -> None:
+    def _take(self, request_id: str, hold_s: float, event: Event) -> None:
         self._events.append((request_id, event))
         if not isinstance(event, Progress):
             self._begun.discard(request_id)
-            self._urgent = True
+            hold_s = 0.0
         elif request_id not in self._begun:
             self._begun.add(request_id)
-            self._urgent = True
+            hold_s = 0.0
+        self._hold_s = min(self._hold_s, hold_s)
 
     def tell(self, figures: Figures) -> None:
         with self._sending, suppress(OSError):
@@ -260,9 +269,9 @@ class _Outbox:
     def flush(self, now: bool) -> None:
         clock = time.monotonic()
         with self._sending:
-            if not self._events or not (now or self._urgent or clock - self._sent >= HOLD_S):
+            if not self._events or not (now or clock - self._sent >= self._hold_s):
                 return
             events, self._events = self._events, []
-            self._urgent, self._sent = False, clock
+            self._hold_s, self._sent = LONGEST_HOLD_S, clock
             with suppress(OSError):  # the parent is gone, and soon we are
                 self._pipe.send(joined(events))

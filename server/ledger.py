@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from server.draft_lengths import RoundCosts
 from server.memory import GpuMemory
+from server.messages import Mode
 from server.tally import Tally, buckets
 from specdec.config import LONGEST_DRAFT
 from specdec.round import RowResult, Seconds
@@ -24,6 +25,10 @@ def _tallies() -> dict[str, Tally]:
     return {phase: Tally(BOUNDS) for phase in PHASES}
 
 
+def per_byte_tallies() -> dict[Mode, Tally]:
+    return {mode: Tally(buckets(50e-6, 5.0)) for mode in Mode}
+
+
 @dataclass(frozen=True)
 class Figures:
     """Totals since start, and what is held at the moment.
@@ -34,6 +39,8 @@ class Figures:
     """
 
     phases: Mapping[str, Tally] = field(default_factory=_tallies)
+    per_byte: Mapping[Mode, Tally] = field(default_factory=per_byte_tallies)
+    """Seconds per byte of output, a round's time shared among its bytes."""
     draft_lengths: tuple[int, ...] = (0,) * (LONGEST_DRAFT + 1)
     decode_s: float = 0.0
     base_s: float = 0.0
@@ -88,7 +95,9 @@ class Ledger:
             rows = len(results)
             self._bytes[rows] = self._bytes.get(rows, 0) + size
 
-    def figures(self, places_held: int, gpu: GpuMemory | None, pid: int) -> Figures:
+    def figures(
+        self, per_byte: Mapping[Mode, Tally], places_held: int, gpu: GpuMemory | None, pid: int
+    ) -> Figures:
         """From any thread, but always the same: prices what has come since the last call."""
         if self._costs:
             for rows, size in self._bytes.copy().items():
@@ -97,6 +106,7 @@ class Ledger:
                 self._priced[rows] = size
         return Figures(
             {phase: tally.snapshot() for phase, tally in self._phases.items()},
+            {mode: tally.snapshot() for mode, tally in per_byte.items()},
             tuple(self._lengths),
             self._decode_s,
             self._base_s,

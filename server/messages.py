@@ -46,6 +46,7 @@ class Submission:
     model's end-of-document byte unless the request ignores it.  `timeout_s` after it was submitted
     the request ends with what it has, waiting or running.  With `echo` the output begins with the
     prompt.  `logprobs` wants log-probabilities of the output, and of so many alternatives.
+    `interval_s`: output is wanted in pieces of so many seconds, 0: as it comes, inf: at the end.
     """
 
     request_id: str
@@ -60,6 +61,7 @@ class Submission:
     timeout_s: float = math.inf
     echo: bool = False
     logprobs: int | None = None
+    interval_s: float = 0.0
 
     @property
     def scores_prompt(self) -> bool:
@@ -92,13 +94,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Progress:
-    """More output, in order, never empty; `seconds_per_byte` is amortised over its round.
+    """More output, in order, never empty.
 
     `echo`: it is the prompt.  `logprobs`, if wanted, one for each byte.
     """
 
     output: bytes
-    seconds_per_byte: float
     echo: bool = False
     logprobs: tuple[ByteLogprob, ...] = ()
 
@@ -170,8 +171,8 @@ Of = TypeVar("Of")
 def joined(events: Iterable[tuple[Of, Event]]) -> list[tuple[Of, Event]]:
     """The same output with the `Progress` of each in one piece, and the ends behind them all.
 
-    >>> joined([(7, Progress(b"a", 1.0)), (7, Progress(b"bc", 4.0))])
-    [(7, Progress(output=b'abc', seconds_per_byte=3.0, echo=False, logprobs=()))]
+    >>> joined([(7, Progress(b"a")), (7, Progress(b"bc"))])
+    [(7, Progress(output=b'abc', echo=False, logprobs=()))]
     """
     pieces: dict[tuple[Of, bool], list[Progress]] = {}
     ends: list[tuple[Of, Event]] = []
@@ -187,6 +188,5 @@ def _join(parts: list[Progress]) -> Progress:
     if len(parts) == 1:
         return parts[0]
     output = b"".join(part.output for part in parts)
-    seconds = sum(part.seconds_per_byte * len(part.output) for part in parts)
     logprobs = tuple(chain.from_iterable(part.logprobs for part in parts))
-    return Progress(output, seconds / len(output), parts[0].echo, logprobs)
+    return Progress(output, parts[0].echo, logprobs)

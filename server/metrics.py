@@ -7,7 +7,7 @@ amortised over the bytes of a round, with a sample for each byte.  Knows no HTTP
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 
 from prometheus_client import (
@@ -32,7 +32,7 @@ from server.messages import (
     Progress,
     Submission,
 )
-from server.tally import Tally, buckets, histogram
+from server.tally import buckets, histogram
 
 _PATHS = tuple(Mode)
 _DRAFTING = (Mode.SPECULATIVE, Mode.AUTO)
@@ -93,8 +93,6 @@ class Metrics:
             "request_prefill_time_seconds", "Time spent consuming the prompt."
         )
         self.decode = self._histogram("request_decode_time_seconds", "Time spent writing output.")
-        self.per_byte = {mode: Tally(buckets(50e-6, 5.0)) for mode in _PATHS}
-        self._registry.register(_PerByte(self.per_byte))
         # series that a request may touch exist from the start, so that rates begin at 0
         for mode in _PATHS:
             for reason in (*FinishReason, _ERROR):
@@ -163,7 +161,6 @@ class RequestMeter:
         self.first_byte_s: float | None = None
         mode = submission.mode
         self._generation_tokens = metrics.generation_tokens.labels(mode)
-        self._per_byte = metrics.per_byte[mode]
 
     def observe(self, event: Event) -> None:
         if isinstance(event, Failed):
@@ -175,9 +172,7 @@ class RequestMeter:
         if event.output and self.first_byte_s is None:
             self.first_byte_s = time.perf_counter() - self._arrival
             self._metrics.first_byte.labels(self._submission.mode).observe(self.first_byte_s)
-        if isinstance(event, Progress):
-            self._per_byte.observe(event.seconds_per_byte, len(event.output))
-        else:
+        if isinstance(event, Finished):
             self._finish(event)
 
     def _finish(self, finished: Finished) -> None:
@@ -218,19 +213,6 @@ class _Named(Collector):
                 if not sample.name.endswith("_created")
             ]
             yield family
-
-
-class _PerByte(Collector):
-    def __init__(self, tallies: Mapping[Mode, Tally]) -> None:
-        self._tallies = tallies
-
-    def collect(self) -> Iterator[Metric]:
-        yield histogram(
-            "specdec_inter_token_latency_seconds",
-            "Time per byte of output, amortised over its round.",
-            "mode",
-            {str(mode): tally for mode, tally in self._tallies.items()},
-        )
 
 
 class _EngineCollector(Collector):
@@ -309,6 +291,12 @@ class _EngineCollector(Collector):
         yield lengths
         yield histogram(
             "specdec_round_phase_seconds", "Time of the parts of rounds.", "phase", figures.phases
+        )
+        yield histogram(
+            "specdec_inter_token_latency_seconds",
+            "Time per byte of output, amortised over its round.",
+            "mode",
+            {str(mode): tally for mode, tally in figures.per_byte.items()},
         )
 
     def _identity(self) -> Iterable[Metric]:

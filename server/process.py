@@ -17,6 +17,7 @@ from types import FrameType
 import uvicorn
 
 from server.app import create_app
+from server.memory import spare_collector
 from server.service import EngineLike, Service
 from server.settings import Settings
 
@@ -36,11 +37,13 @@ def serve(settings: Settings, load: Callable[[Settings], EngineLike]) -> int:
     def load_or_end(settings: Settings) -> EngineLike:
         nonlocal failed
         try:
-            return load(settings)
+            engine = load(settings)
         except Exception:
             # the app logs the reason; a server without a model is of no use
             failed = server.should_exit = True
             raise
+        spare_collector()
+        return engine
 
     app = create_app(settings, load_or_end)
     config = uvicorn.Config(

@@ -3,6 +3,7 @@
 Decides all that the request leaves open; from here on nothing has a default.
 """
 
+import math
 import secrets
 
 from server.errors import Impossible, InvalidField, NoSuchModel
@@ -39,6 +40,7 @@ def resolve(
             timeout_s=timeout_s,
             echo=request.echo,
             logprobs=request.logprobs,
+            interval_s=request.stream_interval if request.stream else math.inf,
         )
         for choice, prompt in enumerate(prompts)
     ]

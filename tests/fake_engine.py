@@ -58,7 +58,7 @@ def finished(count: int, output: bytes = b"", reason: FinishReason = FinishReaso
 def say(*pieces: bytes, rest: bytes = b"", reason: FinishReason = FinishReason.STOP) -> Script:
     """Each piece as a `Progress`, then the end with `rest`."""
     count = len(b"".join(pieces) + rest)
-    events: list[Event] = [Progress(piece, 0.001) for piece in pieces]
+    events: list[Event] = [Progress(piece) for piece in pieces]
     events.append(finished(count, rest, reason))
     return lambda submission: events
 
@@ -88,7 +88,7 @@ class FakeEngine:
 
     def _play(self, submission: Submission, deliver: Callable[[Event], None]) -> None:
         if self._script is None:
-            deliver(Progress(b"held", 0.001))
+            deliver(Progress(b"held"))
             return
         for event in self._script(submission):
             deliver(event)

@@ -16,7 +16,7 @@ from server.settings import read_settings
 
 
 def script(submission: Submission) -> Iterator[Event]:
-    yield Progress(b"begun", 0.001)
+    yield Progress(b"begun")
     time.sleep(float(submission.prompt))
     yield finished(5)
 

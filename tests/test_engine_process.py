@@ -1,10 +1,12 @@
 """An engine in a process of its own: the same answers, and what happens when either dies."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from test_engine import INFO, Receiver, eventually, fake_decoder, mixed
 from test_scheduler import submission
 
 from server.engine import Engine
-from server.engine_process import HOLD_S, EngineProcess, _Outbox
-from server.messages import Event, FinishReason, Progress
+from server.engine_process import HOLD_S, LONGEST_HOLD_S, EngineProcess, _Outbox
+from server.messages import Event, FinishReason, Mode, Progress
 from server.settings import Settings
 
 SETTINGS = Settings(_cli_parse_args=False, api_keys=("secret",))  # type: ignore[call-arg]
@@ -43,17 +45,17 @@ def test_events_of_short_rounds_wait_for_one_another_but_the_first_and_the_last(
     monkeypatch.setattr("server.engine_process.time.monotonic", lambda: clock[0])
     pipe = Pipe()
     outbox = _Outbox(pipe)  # type: ignore[arg-type]
-    deliver = outbox.of("a")
+    deliver = outbox.of(submission("a"))
 
     def round_of(output: bytes, now: bool = False) -> int:
-        deliver(Progress(output, 0.1))
+        deliver(Progress(output))
         outbox.flush(now)
         return len(pipe.sent)
 
     assert round_of(b"1") == 1
     assert round_of(b"2") == 1
     assert round_of(b"3", now=True) == 2
-    assert pipe.sent[1] == [("a", Progress(b"23", 0.1))]
+    assert pipe.sent[1] == [("a", Progress(b"23"))]
     assert round_of(b"4") == 2
     clock[0] += 2 * HOLD_S
     assert round_of(b"5") == 3
@@ -61,12 +63,42 @@ def test_events_of_short_rounds_wait_for_one_another_but_the_first_and_the_last(
     end = finished(6)
     deliver(end)
     outbox.flush(False)
-    assert pipe.sent[3] == [("a", Progress(b"6", 0.1)), ("a", end)]
+    assert pipe.sent[3] == [("a", Progress(b"6")), ("a", end)]
     outbox.flush(True)
     assert len(pipe.sent) == 4
-    outbox.of("a")(Progress(b"again", 0.1))
+    deliver(Progress(b"again"))
     outbox.flush(False)
     assert len(pipe.sent) == 5
+
+
+def test_output_waits_as_long_as_its_client_and_no_longer_than_others_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("server.engine_process.time.monotonic", lambda: clock[0])
+    pipe = Pipe()
+    outbox = _Outbox(pipe)  # type: ignore[arg-type]
+    whole, slow, live = (
+        outbox.of(replace(submission(name), interval_s=interval))
+        for name, interval in (("whole", math.inf), ("slow", LONGEST_HOLD_S / 2), ("live", 0.0))
+    )
+    for deliver in (whole, slow, live):
+        deliver(Progress(b"first"))
+    outbox.flush(False)
+    assert len(pipe.sent) == 1
+    for deliver, seconds, sent in (
+        (whole, LONGEST_HOLD_S / 2, 1),
+        (slow, 0.0, 2),
+        (whole, LONGEST_HOLD_S / 2, 2),
+        (whole, LONGEST_HOLD_S / 2, 3),
+        (slow, HOLD_S, 3),
+        (live, 0.0, 4),
+    ):
+        clock[0] += 1.001 * seconds
+        deliver(Progress(b"more"))
+        outbox.flush(False)
+        assert len(pipe.sent) == sent
+    assert pipe.sent[2] == [("whole", Progress(b"moremore"))]
 
 
 class Sleepy:
@@ -140,8 +172,12 @@ def test_what_rounds_took_is_told_from_the_other_process() -> None:
     try:
         receiver = Receiver()
         process.submit(mixed(0), receiver)
-        rounds = receiver.finished().speculation.rounds
+        end = receiver.finished()
+        rounds, size = end.speculation.rounds, end.completion_tokens
         assert eventually(lambda: sum(process.figures().phases["verify"].counts) == rounds)
+        latency = process.figures().per_byte[Mode.SPECULATIVE]
+        assert sum(latency.counts) == size
+        assert latency.total == pytest.approx(end.timing.decode_s, rel=0.5)
         assert process.figures().pid == process.pid
     finally:
         process.stop()

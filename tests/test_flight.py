@@ -37,7 +37,7 @@ def test_the_worked_examples() -> None:
 
 def test_events_cross_threads_in_order() -> None:
     seen: list[Event] = []
-    pieces: list[Event] = [Progress(bytes([i]), 0.1) for i in range(200)]
+    pieces: list[Event] = [Progress(bytes([i])) for i in range(200)]
 
     async def scenario() -> None:
         aloft = flight(seen=seen)
@@ -90,16 +90,15 @@ def test_output_that_nobody_reads_is_joined() -> None:
         aloft = flight(2, seen)
         most = 0
         for index in range(len(output)):
-            aloft._arrive(0, Progress(output[index : index + 1], 0.5))
+            aloft._arrive(0, Progress(output[index : index + 1]))
             most = max(most, len(aloft._queue))
-        aloft._arrive(1, Progress(b"other", 0.5))
+        aloft._arrive(1, Progress(b"other"))
         aloft._arrive(0, finished(len(output)))
         assert most <= 2 * MOST_QUEUED
         events = await aloft.next_events()
         assert len(events) < 2 * MOST_QUEUED
         assert (whole(events), whole(events, 1)) == (output, b"other")
         assert isinstance(events[0][1], Progress)
-        assert events[0][1].seconds_per_byte == 0.5
 
     asyncio.run(scenario())
     assert len(seen) == len(output) + 2
@@ -107,7 +106,7 @@ def test_output_that_nobody_reads_is_joined() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.binary(min_size=1, max_size=3)), max_size=30))
 def test_joining_keeps_every_choice_whole(pieces: list[tuple[int, bytes]]) -> None:
-    events: list[tuple[int, Event]] = [(c, Progress(output, 0.1)) for c, output in pieces]
+    events: list[tuple[int, Event]] = [(c, Progress(output)) for c, output in pieces]
     result = joined([*events, (1, finished(9))])
     assert len(result) <= 4
     assert result[-1] == (1, finished(9))
@@ -116,7 +115,7 @@ def test_joining_keeps_every_choice_whole(pieces: list[tuple[int, bytes]]) -> No
 
 
 def test_an_echoed_prompt_stays_apart_from_the_output() -> None:
-    echo, output = Progress(b"ab", 0.0, echo=True), Progress(b"cd", 0.5)
+    echo, output = Progress(b"ab", echo=True), Progress(b"cd")
     assert joined([(0, echo), (0, output)]) == [(0, echo), (0, output)]
 
 
@@ -127,13 +126,13 @@ def test_waiting_until_a_time_collects_output_and_the_end_cuts_it_short() -> Non
         deliver = aloft.receiver(0)
         began = loop.time()
         for delay in (0.0, 0.01, 0.02):
-            loop.call_later(delay, deliver, Progress(b"x", 0.1))
-        assert await aloft.next_events(began + 0.1) == [(0, Progress(b"xxx", pytest.approx(0.1)))]
+            loop.call_later(delay, deliver, Progress(b"x"))
+        assert await aloft.next_events(began + 0.1) == [(0, Progress(b"xxx"))]
         assert loop.time() >= began + 0.1
-        loop.call_later(0.01, deliver, Progress(b"y", 0.1))
+        loop.call_later(0.01, deliver, Progress(b"y"))
         loop.call_later(0.02, deliver, finished(4))
         events = await aloft.next_events(loop.time() + 1000)
-        assert events == [(0, Progress(b"y", 0.1)), (0, finished(4))]
+        assert events == [(0, Progress(b"y")), (0, finished(4))]
 
     asyncio.run(scenario())
 
@@ -142,8 +141,8 @@ def test_an_outcome_has_every_choice_in_its_place() -> None:
     async def scenario() -> Any:
         aloft = flight(2)
         for choice, event in (
-            (1, Progress(b"b", 0.1)),
-            (0, Progress(b"a", 0.1)),
+            (1, Progress(b"b")),
+            (0, Progress(b"a")),
             (1, finished(2, b"c")),
             (0, finished(1)),
         ):

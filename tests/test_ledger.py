@@ -16,7 +16,7 @@ def test_parts_of_rounds() -> None:
     ledger = Ledger(None)
     ledger.enter({0: row(3)}, {0: 2}, False, 0.010, Seconds(0.002, 0.004, 0.001))
     ledger.enter({0: row(1)}, {0: 0}, True, 0.020, Seconds(0.0, 0.015, 0.001))
-    figures = ledger.figures(5, None, 1)
+    figures = ledger.figures({}, 5, None, 1)
     totals = {phase: tally.total for phase, tally in figures.phases.items()}
     assert totals == pytest.approx(
         {"draft": 0.002, "verify": 0.004, "prefill": 0.015, "accept": 0.002, "host": 0.007}
@@ -39,7 +39,7 @@ def test_speed_up_is_what_plain_rounds_would_have_cost() -> None:
     ledger.enter({0: row(3), 1: row(1)}, {}, False, 1.8, Seconds())
     ledger.enter({0: row(3)}, {}, True, 9.0, Seconds())  # consumed prompt too: not comparable
     for _ in range(2):  # nothing is priced twice
-        figures = ledger.figures(0, None, 1)
+        figures = ledger.figures({}, 0, None, 1)
         assert figures.decode_s == pytest.approx(3.3)
         # three rounds of one row, and two of two rows that gave four bytes
         assert figures.base_s == pytest.approx(3 * 1.0 + 2 * 1.2)
@@ -47,7 +47,7 @@ def test_speed_up_is_what_plain_rounds_would_have_cost() -> None:
 
 def test_figures_stay_as_they_were() -> None:
     ledger = Ledger(None)
-    before = ledger.figures(0, None, 1)
+    before = ledger.figures({}, 0, None, 1)
     ledger.enter({0: row(1)}, {0: 0}, False, 0.1, Seconds(0.0, 0.05, 0.01))
     assert not any(before.phases["verify"].counts)
     assert not any(before.draft_lengths)

@@ -192,7 +192,7 @@ def test_refusals_are_the_clients_own(
 
 
 def test_an_error_in_a_stream_is_raised() -> None:
-    engine = FakeEngine(lambda _: [Progress(b"x", 0.1), Failed("a round failed")])
+    engine = FakeEngine(lambda _: [Progress(b"x"), Failed("a round failed")])
     with (
         live(app_of(engine)) as address,
         openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,

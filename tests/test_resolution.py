@@ -1,6 +1,7 @@
 """What a request is decided to mean, without an app."""
 
 import doctest
+import math
 
 import pytest
 from fake_engine import INFO
@@ -31,6 +32,12 @@ def test_each_choice_is_a_request_of_its_own_to_the_engine() -> None:
     assert [s.request_id for s in (first, second, third)] == ["r", "r#1", "r#2"]
     assert [s.prompt for s in (first, second, third)] == [b"a", b"b", b"c"]
     assert [s.seed for s in (first, second, third)] == [5, 6, 7]
+
+
+def test_output_is_wanted_as_it_comes_every_so_often_or_at_the_end() -> None:
+    asked: list[dict[str, object]] = [{}, {"stream": True}, {"stream": True, "stream_interval": 2}]
+    wanted = [submissions(**fields)[0].interval_s for fields in asked]
+    assert wanted == [math.inf, 0.0, 2.0]
 
 
 def test_drawn_seeds_stay_in_what_json_clients_keep() -> None:

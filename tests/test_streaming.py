@@ -97,7 +97,7 @@ def test_the_last_event_is_the_answer() -> None:
 
 
 def test_an_error_in_the_stream_is_its_last_event() -> None:
-    events = stream(FakeEngine(lambda _: [Progress(b"x", 0.1), Failed("a round failed")]))
+    events = stream(FakeEngine(lambda _: [Progress(b"x"), Failed("a round failed")]))
     assert events[0]["text"] == "x"
     assert events[1:] == [
         {
@@ -171,7 +171,7 @@ def play(script: Callable[[Flight, Wire], Coroutine[Any, Any, None]], **argument
 def test_silence_is_broken_by_comments() -> None:
     async def script(flight: Flight, wire: Wire) -> None:
         await until(lambda: wire.sent.count(b": keep-alive\n\n") >= 3)
-        flight.receiver(0)(Progress(b"late", 0.1))
+        flight.receiver(0)(Progress(b"late"))
         flight.receiver(0)(finished(4))
 
     wire = play(script, keep_alive_s=0.002)
@@ -184,7 +184,7 @@ def test_an_interval_lets_output_pile_up() -> None:
     async def script(flight: Flight, wire: Wire) -> None:
         deliver = flight.receiver(0)
         for _ in range(30):
-            deliver(Progress(b"x", 0.1))
+            deliver(Progress(b"x"))
             await asyncio.sleep(0.005)
         await until(lambda: wire.sent == b"x" * 30)
         deliver(finished(30))
@@ -198,9 +198,9 @@ def test_an_interval_lets_output_pile_up() -> None:
 
 def test_an_interval_holds_up_neither_comments_nor_the_end() -> None:
     async def script(flight: Flight, wire: Wire) -> None:
-        flight.receiver(0)(Progress(b"first", 0.1))
+        flight.receiver(0)(Progress(b"first"))
         await until(lambda: b"first: keep-alive" in wire.sent)
-        flight.receiver(0)(Progress(b"second", 0.1))
+        flight.receiver(0)(Progress(b"second"))
         flight.receiver(0)(finished(11))
 
     wire = play(script, interval=1000.0, keep_alive_s=0.002)
@@ -213,10 +213,10 @@ def test_a_slow_reader_gets_larger_pieces() -> None:
     async def script(flight: Flight, wire: Wire) -> None:
         deliver = flight.receiver(0)
         wire.open.clear()
-        deliver(Progress(b"0", 0.1))
+        deliver(Progress(b"0"))
         await until(lambda: wire.bodies)
         for index in range(1, count):
-            deliver(Progress(str(index % 10).encode(), 0.1))
+            deliver(Progress(str(index % 10).encode()))
         deliver(finished(count))
         await until(lambda: flight.landed)
         wire.open.set()
