@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -29,6 +29,16 @@ LONGEST_STOP_S = 5.0
 """How long `Engine.stop` waits for a round that hangs."""
 
 Deliver = Callable[[Event], None]
+Read = Callable[[], dict[int, RowResult]]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A round that was begun at a time, and what is to be called for its results, if it has any."""
+
+    plan: Plan
+    read: Read | None
+    began: float
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class Engine:
         self._rounds = self._failures = 0
         self._busy_since = 0.0
         """When the last round ended, if nothing was waited for since."""
+        self._begun: _Begun | None = None
+        """A round that was begun ahead of what the engine knows."""
         self._progress = time.monotonic()
         self.flush: Callable[[bool], None] = lambda now: None
         """Called on the engine's thread when the events of a round have been delivered, and with
@@ -121,7 +133,8 @@ class Engine:
         decoder = self._decoder
         # slots of rows that have ended are closed with the next round
         held = decoder.places_held if self._scheduler.running else 0
-        return self._ledger.figures(held, gpu_memory(decoder.device), os.getpid())
+        gpu = gpu_memory(decoder.device)
+        return self._ledger.figures(self._scheduler.per_byte, held, gpu, os.getpid())
 
     def _run(self) -> None:
         reason = "the engine has died"
@@ -133,8 +146,7 @@ class Engine:
                 plan = self._scheduler.plan(time.monotonic())
                 if plan.chunks:
                     self.flush(True)
-                if not plan.empty:
-                    self._send(self._round(plan))
+                self._send(self._round(plan))
                 self._progress = time.monotonic()
             reason = "the server is shutting down"
         except Exception:
@@ -148,7 +160,7 @@ class Engine:
 
     def _receive(self) -> None:
         """Takes what has arrived; waits for a message while there is no row to decode."""
-        idle = not (self._scheduler.running or self._scheduler.waiting)
+        idle = not (self._scheduler.running or self._scheduler.waiting or self._begun)
         if idle:
             self._busy_since = 0.0
         try:
@@ -173,44 +185,71 @@ class Engine:
             self._stopping = True
 
     def _round(self, plan: Plan) -> Deliveries:
-        """One round; an exception in it fails the rows that it touched, and those alone."""
+        """Begins a round and takes what the one before it gave; where rounds are not begun ahead,
+        what this one gives."""
+        deliveries: Deliveries = []
+        before, self._begun = self._begun, None
+        if not plan.empty:
+            self._begun = self._begin(plan, deliveries)
+        if before:
+            deliveries += self._take(before)
+        if self._begun and (not self._decoder.ahead or plan.chunks):
+            deliveries += self._take(self._begun)
+            self._begun = None
+        return deliveries
+
+    def _begin(self, plan: Plan, deliveries: Deliveries) -> "_Begun | None":
+        """An exception in a round fails the rows that it touched, and those alone."""
         for slot in plan.close:
             self._free(slot)
-        refused: Deliveries = []
         for slot, submission in plan.open:
             try:
                 self._decoder.open(slot, _job(submission))
                 self._open.add(slot)
             except ValueError as error:
-                refused += self._scheduler.fail([slot], str(error))
+                deliveries += self._scheduler.fail([slot], str(error))
             except Exception as error:
                 self._decoder.close(slot)
-                refused += self._scheduler.fail([slot], self._excuse(error))
+                deliveries += self._scheduler.fail([slot], self._excuse(error))
         forks = [(slot, source) for slot, source in plan.forks if slot in self._open]
         drafts = {slot: n for slot, n in plan.drafts.items() if slot in self._open}
         chunks = {slot: n for slot, n in plan.chunks.items() if slot in self._open}
-        results: dict[int, RowResult] = {}
+        plan = replace(plan, drafts=drafts, chunks=chunks)
+        read: Read | None = None
         began = time.monotonic()
         try:
             for slot, source in forks:
                 self._decoder.fork(source, slot)
             if drafts or chunks:
-                results = self._decoder.step(drafts, chunks)
-                self._rounds += 1
-                self._failures = 0
+                read = self._decoder.begin(drafts, chunks)
         except Exception as error:
             forked = (slot for slot, _ in forks)
             message = self._excuse(error)
-            return refused + self._scheduler.fail([*forked, *drafts, *chunks], message)
-        done = Plan(drafts=drafts, chunks=chunks)
+            deliveries += self._scheduler.fail([*forked, *drafts, *chunks], message)
+            return None
+        return _Begun(plan, read, began)
+
+    def _take(self, begun: "_Begun") -> Deliveries:
+        """Waits for what a round gave, and has it distributed."""
+        plan, results = begun.plan, {}
+        try:
+            if begun.read is not None:
+                results = begun.read()
+                self._rounds += 1
+                self._failures = 0
+        except Exception as error:
+            return self._scheduler.fail_round(plan, self._excuse(error))
         now = time.monotonic()
-        if drafts or chunks:
-            spent = self._decoder.seconds
-            self._ledger.enter(results, plan.chosen, bool(chunks), now - began, spent)
+        if begun.read is not None:
+            # of a round begun ahead counts what it took alone
+            seconds = now - max(begun.began, self._busy_since)
+            self._ledger.enter(
+                results, plan.chosen, bool(plan.chunks), seconds, self._decoder.seconds
+            )
         # what the host does between rounds is a part of what a round costs
         whole = now - self._busy_since if self._busy_since else None
         self._busy_since = now
-        return refused + self._scheduler.apply(done, results, now, whole)
+        return self._scheduler.apply(plan, results, now, whole)
 
     def _excuse(self, error: Exception) -> str:
         """What requests are told of a failure that is not theirs; the log has the rest."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from server.draft_lengths import DraftLengths
+from server.ledger import per_byte_tallies
 from server.messages import (
     Event,
     Failed,
@@ -25,6 +26,7 @@ from server.messages import (
     Timing,
 )
 from server.stops import StopMatcher
+from server.tally import Tally
 from specdec.logprobs import ByteLogprob
 from specdec.round import RowResult
 
@@ -35,7 +37,8 @@ Deliveries = list[tuple[str, Event]]
 @dataclass(frozen=True)
 class Plan:
     """One round: slots to free, rows to open in slots, slots that take over what another has
-    consumed (slot, source), drafts and prompt bytes by slot; of the drafts, those `chosen` here."""
+    consumed (slot, source), drafts and prompt bytes by slot; of the drafts, those `chosen` here;
+    the scheduler's `rows` in those slots, who need not be there any more when results come."""
 
     close: tuple[int, ...] = ()
     open: tuple[tuple[int, Submission], ...] = ()
@@ -43,6 +46,7 @@ class Plan:
     drafts: Mapping[int, int] = field(default_factory=dict)
     chunks: Mapping[int, int] = field(default_factory=dict)
     chosen: Mapping[int, int] = field(default_factory=dict)
+    rows: Mapping[int, "_Row"] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def empty(self) -> bool:
@@ -103,13 +107,16 @@ class _Row:
         events: list[Event] = []
         if submission.echo:
             scores = tuple(self.prompt_logprobs) if submission.scores_prompt else ()
-            events.append(Progress(submission.prompt, 0.0, echo=True, logprobs=scores))
+            events.append(Progress(submission.prompt, echo=True, logprobs=scores))
         if not submission.max_tokens:
             events.append(self.finish(FinishReason.LENGTH, now))
         return events
 
-    def take(self, result: RowResult, now: float) -> list[Event]:
-        """The events of one round; the last is `Finished` if it ended the request."""
+    def take(self, result: RowResult, now: float, per_byte: Tally) -> list[Event]:
+        """The events of one round; the last is `Finished` if it ended the request.
+
+        `per_byte` gets a sample for each byte, of what it took when shared among the round's.
+        """
         submission = self.submission
         fresh = result.output[:-1] if result.ended else result.output
         self.held_logprobs += result.logprobs[: len(fresh)]
@@ -124,21 +131,18 @@ class _Row:
         for position in range(accepted):
             self.per_position[position] += 1
         self.generated += len(fresh)
-        seconds_per_byte = (now - self.emitted) / len(result.output)
+        kept = max(0, len(fresh) - self.matcher.surplus)
+        per_byte.observe((now - self.emitted) / len(result.output), kept)
         self.emitted = now
         if stopped or result.ended or self.generated >= submission.max_tokens:
             if not stopped:
                 output += self.matcher.flush()
             reason = FinishReason.STOP if stopped or result.ended else FinishReason.LENGTH
-            # the bytes of the last round are latency samples too
-            events: list[Event] = []
-            if output:
-                events.append(self._progress(output, seconds_per_byte))
-            return [*events, self.finish(reason, now)]
-        return [self._progress(output, seconds_per_byte)] if output else []
+            return [*self._progress(output), self.finish(reason, now)]
+        return self._progress(output)
 
-    def _progress(self, output: bytes, seconds_per_byte: float) -> Progress:
-        return Progress(output, seconds_per_byte, logprobs=self._release(output))
+    def _progress(self, output: bytes) -> list[Event]:
+        return [Progress(output, logprobs=self._release(output))] if output else []
 
     def _release(self, output: bytes) -> tuple[ByteLogprob, ...]:
         """Counts output on its way out; its log-probabilities, if wanted."""
@@ -185,6 +189,8 @@ class Scheduler:
         self._last: dict[int, _Row] = {}
         """The newest row of each slot, there or gone: the slot's cache begins with its prompt."""
         self._no_deadline_before = math.inf
+        self.per_byte = per_byte_tallies()
+        """Seconds per byte of output."""
 
     @property
     def running(self) -> int:
@@ -271,7 +277,8 @@ class Scheduler:
             chosen = self._lengths.plan(fixed)
             drafts.update(chosen)
             chosen |= {slot: 0 for slot in drafts if self._running[slot].stays_plain}
-        return Plan(closing, tuple(opening), tuple(forks), drafts, chunks, chosen)
+        rows = {slot: self._running[slot] for slot in (*drafts, *chunks)}
+        return Plan(closing, tuple(opening), tuple(forks), drafts, chunks, chosen, rows)
 
     def _find_leader(self, row: _Row, free: list[int]) -> int:
         """Decides from whom a row takes over its prompt, if from anyone; returns its slot.
@@ -298,10 +305,16 @@ class Scheduler:
         seconds: float | None = None,
     ) -> Deliveries:
         """Takes a round's results, and how long it took; finished rows leave and their slots are
-        freed."""
+        freed.
+
+        A plan of decoding rows alone may be applied after the next one has been made: what came for
+        rows that have left meanwhile is nobody's.
+        """
         deliveries: Deliveries = []
+        gone = plan.rows.keys() - self._still_there(plan)
         if self._lengths and plan.drafts:
-            decoded = {slot: results[slot] for slot in plan.drafts}
+            # a slot may be another row's by now; no row has a number below 0
+            decoded = {~slot if slot in gone else slot: results[slot] for slot in plan.drafts}
             self._lengths.observe(
                 {slot: result.drafted for slot, result in decoded.items()},
                 {slot: result.accepted for slot, result in decoded.items()},
@@ -319,12 +332,20 @@ class Scheduler:
             # a row that forks has consumed its prompt before this round
             if not row.started and not row.to_prefill:
                 events += row.start(now)
-            if slot in results and slot not in plan.chunks:
-                events += row.take(results[slot], now)
+            if slot in results and slot not in plan.chunks and slot not in gone:
+                events += row.take(results[slot], now, self.per_byte[row.submission.mode])
             deliveries += [(row.submission.request_id, event) for event in events]
             if events and isinstance(events[-1], Finished):
                 self._release(slot)
         return deliveries
+
+    def _still_there(self, plan: Plan) -> list[int]:
+        """Slots of a plan whose rows have not left since it was made."""
+        return [slot for slot, row in plan.rows.items() if self._running.get(slot) is row]
+
+    def fail_round(self, plan: Plan, message: str) -> Deliveries:
+        """Ends the rows of a round with an error."""
+        return self.fail(self._still_there(plan), message)
 
     def fail(self, slots: list[int], message: str) -> Deliveries:
         """Ends the rows of these slots with an error."""

@@ -137,6 +137,7 @@ def build_graph_decoder(
         device=device,
         run_round=rounds,
         state=state,
+        ahead=True,
     )
 
 

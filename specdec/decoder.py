@@ -4,7 +4,8 @@ Turns plain numbers (which slot drafts how much, which prompt bytes are consumed
 Knows no queue and no request: that is a scheduler's work, and `generate` below is the smallest one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -48,7 +49,8 @@ class Decoder(Generic[Model]):
     """A model, perhaps a drafter, and the slots that they decode.
 
     `context` is the most bytes of prompt and output together.  `state` may have slots behind
-    those, which nothing is opened in.
+    those, which nothing is opened in.  `ahead` tells that a round had better be begun before the
+    one before it is read.
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class Decoder(Generic[Model]):
         device: torch.device,
         run_round: RunRound = run_round,
         state: SlotState | None = None,
+        ahead: bool = False,
     ) -> None:
         self.model, self.drafter = model, drafter
-        self.run_round = run_round
+        self.run_round, self.ahead = run_round, ahead
         self.slots, self.context, self.device = slots, context, device
         self.state = state or SlotState(slots, device)
         self._rows: list[_Row | None] = [None] * slots
@@ -142,25 +145,44 @@ class Decoder(Generic[Model]):
 
         A row drafts no further than its last byte, whatever is asked.
         """
+        return self.begin(drafts, chunks)()
+
+    def begin(
+        self, drafts: Mapping[int, int], chunks: Mapping[int, int] | None = None
+    ) -> Callable[[], dict[int, RowResult]]:
+        """Begins a round; what is returned is to be called once, in order, and gives its results.
+
+        Another round may be begun before, one at most.  A row that this one ends gets bytes of it
+        that are to be thrown away; drafts of the row's last round may be too many.
+        """
         decodes = [self._decode(slot, wanted) for slot, wanted in drafts.items()]
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
         self._refill_noise(decodes)
         work = Round(tuple(decodes), tuple(prefills))
-        done = self.run_round(self.model, self.drafter, self.state, work)
-        self.seconds = done.seconds
-        results: dict[int, RowResult] = {}
-        for decode, result in zip(decodes, done.decodes, strict=True):
-            self._row(decode.slot).length += len(result.output)
-            results[decode.slot] = result
-        for prefill, result in zip(prefills, done.prefills, strict=True):
+        outcome = self.run_round(self.model, self.drafter, self.state, work)
+        rows = [self._row(decode.slot) for decode in decodes]
+        for row, decode in zip(rows, decodes, strict=True):
+            row.unread += 1 + decode.drafts
+        for prefill in prefills:
             row = self._row(prefill.slot)
             row.consumed += len(prefill.text)
             self._held[prefill.slot] = _Held(row.job.prompt, row.consumed, row.watched)
             if self.drafter is not None and row.watched:
                 self.drafter.keep(prefill.slot)
-            if prefill.following is not None:
-                results[prefill.slot] = result
-        return results
+
+        def read() -> dict[int, RowResult]:
+            results: dict[int, RowResult] = {}
+            for row, decode, result in zip(rows, decodes, outcome.decodes, strict=True):
+                row.unread -= 1 + decode.drafts
+                row.length += len(result.output)
+                results[decode.slot] = result
+            for prefill, result in zip(prefills, outcome.prefills, strict=True):
+                if prefill.following is not None:
+                    results[prefill.slot] = result
+            self.seconds = outcome.seconds
+            return results
+
+        return read
 
     def _row(self, slot: int) -> "_Row":
         row = self._rows[slot]
@@ -194,10 +216,12 @@ class Decoder(Generic[Model]):
     def _refill_noise(self, decodes: Sequence[Decode]) -> None:
         # greedy rows too: what they share a pass with may look at theirs, and leave it
         if any(decode.features.sampled for decode in decodes):
+            rows = [self._row(decode.slot) for decode in decodes]
+            drafts = max(decode.drafts for decode in decodes)
             self.state.refill_noise(
                 [decode.slot for decode in decodes],
-                [self._row(decode.slot).length for decode in decodes],
-                1 + max(decode.drafts for decode in decodes),
+                [row.length for row in rows],
+                1 + drafts + max(row.unread for row in rows),
             )
 
 
@@ -221,6 +245,8 @@ class _Row:
     def __init__(self, job: Job, end: int, features: Features) -> None:
         self.job, self.end, self.features = job, end, features
         self.length = len(job.prompt) - 1
+        self.unread = 0
+        """Bytes at most that rounds have added which were not read."""
         self.consumed = 0
         self.watched = job.draft_length > 0
         """Whether the drafter is told of it: a row that never drafts need not pay for that."""
@@ -276,6 +302,7 @@ def generate(decoder: Decoder[Any], jobs: Sequence[Job]) -> list[Output]:
     running = set(range(len(jobs)))
     for slot, job in enumerate(jobs):
         decoder.open(slot, job)
+    begun: deque[Callable[[], dict[int, RowResult]]] = deque()
     try:
         while running:
             if done := {s for s in running if not (jobs[s].max_tokens or decoder.to_prefill(s))}:
@@ -284,14 +311,16 @@ def generate(decoder: Decoder[Any], jobs: Sequence[Job]) -> list[Output]:
             chunks = {s: min(LONGEST_CHUNK, decoder.to_prefill(s)) for s in sorted(running)}
             chunks = {slot: size for slot, size in chunks.items() if size}
             drafts = {s: jobs[s].draft_length for s in sorted(running) if s not in chunks}
-            for slot, result in decoder.step(drafts, chunks).items():
-                if slot in chunks:
-                    outputs[slot].prompt_logprobs += result.logprobs
-                    continue
-                outputs[slot].results.append(result)
-                emitted[slot] += len(result.output)
-                if result.ended or emitted[slot] == jobs[slot].max_tokens:
-                    running.discard(slot)
+            begun.append(decoder.begin(drafts, chunks))
+            while len(begun) > (decoder.ahead and not chunks):
+                for slot, result in begun.popleft()().items():
+                    if slot in chunks:
+                        outputs[slot].prompt_logprobs += result.logprobs
+                    elif slot in running:
+                        outputs[slot].results.append(result)
+                        emitted[slot] += len(result.output)
+                        if result.ended or emitted[slot] == jobs[slot].max_tokens:
+                            running.discard(slot)
     finally:
         for slot in range(len(jobs)):
             decoder.close(slot)

@@ -4,20 +4,27 @@ A graph for each number of rows (1, 2, 4, … slots; rows that are missing idle 
 draft length.  Where a graph cannot be had, or on a device without graphs, the same function runs
 uncaptured: `specdec.static_round`, so that a row's bytes never depend on it.
 
+The host may begin a round before it has read what the one before gave, so that the device waits for
+nobody: results travel to buffers of their own meanwhile.
+
 What prompts are consumed goes through the model apart from the decoding rows, in a pass of its own
 that is not captured: such rounds are few, their shapes many, and a long pass hides its launches.
 """
 
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Protocol
+
+import torch
+from torch import Tensor
 
 from specdec.drafter import Drafter
 from specdec.logprobs import ByteLogprob, Logprobs, logprobs_of
-from specdec.round import Decode, Round, RoundResult, RowResult, SlotModel
+from specdec.round import Decode, Outcome, Round, RoundResult, RowResult, Seconds, SlotModel
 from specdec.state import SlotState
 from specdec.static_round import Decoded, Inputs, MakeRule, Shape, decode_rows
 from specdec.torch_round import run_round
@@ -73,16 +80,25 @@ class GraphRounds:
         longest = drafter.longest if drafter else 0
         self._lengths = sorted({0, longest, *(n for n in lengths if n < longest)})
         self._inputs: dict[int, Inputs] = {}
+        self._arrivals: dict[Shape, Arrivals] = {}
+        self._unread: deque[_Later] = deque()
         self._work: OrderedDict[Shape, Work] = OrderedDict()
 
     def __call__(
         self, model: SlotModel, drafter: Drafter | None, state: SlotState, work: Round
-    ) -> RoundResult:
+    ) -> Outcome:
         assert (model, drafter, state) == (self._model, self._drafter, self._state)
         prefills: tuple[RowResult, ...] = ()
         if work.prefills:
             prefills = run_round(model, drafter, state, replace(work, decodes=())).prefills
-        return RoundResult(self._decode(work.decodes) if work.decodes else (), prefills)
+        if not work.decodes:
+            return RoundResult((), prefills)
+        # buffers on the host are two of each kind: of this round and of the one before it
+        while len(self._unread) > 1:
+            self._unread.popleft().read()
+        outcome = _Later(self._decode(work.decodes), prefills)
+        self._unread.append(outcome)
+        return outcome
 
     def shapes(self) -> list[Shape]:
         """All that rounds may have, from few rows and drafts to many."""
@@ -144,7 +160,8 @@ class GraphRounds:
         self._work[shape] = captured
         return captured
 
-    def _decode(self, rows: Sequence[Decode]) -> tuple[RowResult, ...]:
+    def _decode(self, rows: Sequence[Decode]) -> Callable[[], tuple[RowResult, ...]]:
+        """Begins a round; what is returned waits for it, before the next but one is begun."""
         shape = self.shape_of(rows)
         work = self._prepared(shape)
         self._inputs[shape.rows].send(
@@ -154,17 +171,69 @@ class GraphRounds:
         )
         decoded = work()
         logprobs = _logprobs(rows, decoded)
-        # the only read of the round, which waits for it
-        figures = decoded.result[: len(rows)].tolist()
-        results = []
-        for index, (row, numbers) in enumerate(zip(rows, figures, strict=True)):
-            count, accepted, ended = numbers[shape.width :]
-            output = bytes(numbers[:count])
-            records: tuple[ByteLogprob, ...] = ()
-            if logprobs is not None and row.alternatives >= 0:
-                records = logprobs.records(index, output, row.alternatives)
-            results.append(RowResult(output, row.drafts, accepted, bool(ended), records))
-        return tuple(results)
+        if shape not in self._arrivals:
+            self._arrivals[shape] = Arrivals(decoded.result)
+        arrived = self._arrivals[shape].expect(decoded.result)
+
+        def read() -> tuple[RowResult, ...]:
+            results = []
+            for index, (row, numbers) in enumerate(zip(rows, arrived(), strict=False)):
+                count, accepted, ended = numbers[shape.width :]
+                output = bytes(numbers[:count])
+                records: tuple[ByteLogprob, ...] = ()
+                if logprobs is not None and row.alternatives >= 0:
+                    records = logprobs.records(index, output, row.alternatives)
+                results.append(RowResult(output, row.drafts, accepted, bool(ended), records))
+            return tuple(results)
+
+        return read
+
+
+class _Later:
+    """What a round that has begun gave (`specdec.round.Outcome`)."""
+
+    seconds = Seconds()
+
+    def __init__(
+        self, read: Callable[[], tuple[RowResult, ...]], prefills: tuple[RowResult, ...]
+    ) -> None:
+        self._read, self.prefills = read, prefills
+
+    @cached_property
+    def decodes(self) -> tuple[RowResult, ...]:
+        return self._read()
+
+    def read(self) -> None:
+        """Takes it off the buffers, for a look later on."""
+        self.decodes  # noqa: B018
+
+
+class Arrivals:
+    """Results of one shape on their way to the host, which need not wait for them one by one.
+
+    Of two rounds in a row each has a buffer of its own.
+    """
+
+    def __init__(self, result: Tensor) -> None:
+        pin = result.device.type == "cuda"
+        host = [torch.empty(result.shape, dtype=result.dtype, pin_memory=pin) for _ in range(2)]
+        self._next, self._other = ((each, torch.cuda.Event() if pin else None) for each in host)
+
+    def expect(self, result: Tensor) -> Callable[[], list[list[int]]]:
+        """Sends for a result [B, W + 3]; what is returned waits for it and gives its numbers."""
+        host, event = self._next
+        self._next, self._other = self._other, self._next
+        host.copy_(result, non_blocking=True)
+        if event is not None:
+            event.record()
+
+        def arrived() -> list[list[int]]:
+            if event is not None:
+                event.synchronize()
+            numbers: list[list[int]] = host.tolist()
+            return numbers
+
+        return arrived
 
 
 def _logprobs(rows: Sequence[Decode], decoded: Decoded) -> Logprobs | None:

@@ -103,5 +103,18 @@ class RoundResult:
     seconds: Seconds = field(default_factory=Seconds)
 
 
-RunRound = Callable[[Any, Any, SlotState, Round], RoundResult]
+class Outcome(Protocol):
+    """A `RoundResult`, perhaps still on its way: the first look at `decodes` waits for it."""
+
+    @property
+    def decodes(self) -> tuple[RowResult, ...]: ...
+
+    @property
+    def prefills(self) -> tuple[RowResult, ...]: ...
+
+    @property
+    def seconds(self) -> Seconds: ...
+
+
+RunRound = Callable[[Any, Any, SlotState, Round], Outcome]
 """(model, drafter or None, state, round): changes the state, and what the others keep of slots."""

@@ -45,17 +45,19 @@ class Shape:
 
 
 class Inputs:
-    """What a round is told, int64 [3, B] on the device and its twin on the host.
+    """What a round is told, int64 [3, B] on the device and its twins on the host.
 
     Rows that fill up the bucket have the scratch slot, `IDLE` drafts and are not watched.
     """
 
     def __init__(self, rows: int, scratch: int, device: torch.device) -> None:
         self.scratch = scratch
-        # a copy from pinned memory does not wait; the round's result is awaited before the next
+        # a copy from pinned memory does not wait; the result of the round before last is awaited
+        # before the next, and so long a twin stays as it is
         pin = device.type == "cuda"
-        self._host = torch.empty(3, rows, dtype=torch.int64, pin_memory=pin)
-        self._numbers = self._host.numpy()
+        self._host, self._other = (
+            torch.empty(3, rows, dtype=torch.int64, pin_memory=pin) for _ in range(2)
+        )
         self.tensor = torch.empty(3, rows, dtype=torch.int64, device=device)
         self._sent: tuple[list[int], list[int], list[bool]] | None = None
         self.send([], [], [])
@@ -64,9 +66,11 @@ class Inputs:
         if (slots, drafts, watched) == self._sent:  # decoding goes on as it did
             return
         count = len(slots)
+        self._host, self._other = self._other, self._host
+        numbers = self._host.numpy()
         for row, idle in enumerate((self.scratch, IDLE, 0)):
-            self._numbers[row, count:] = idle
-            self._numbers[row, :count] = (slots, drafts, watched)[row]
+            numbers[row, count:] = idle
+            numbers[row, :count] = (slots, drafts, watched)[row]
         self.tensor.copy_(self._host, non_blocking=True)
         self._sent = list(slots), list(drafts), list(watched)
 

@@ -7,11 +7,13 @@ interpreted (`TRITON_INTERPRET`, which conftest sets).
 from typing import Any
 
 import torch
+from fakes import WIDTH, FakeDrafter, Guess, HashModel
 from tiny import CPU
+from torch import Tensor
 
 from specdec.attention import GatheredAttention
 from specdec.decoder import Decoder
-from specdec.drafter import Drafter
+from specdec.drafter import Drafter, Picker
 from specdec.graph_round import GraphRounds
 from specdec.kinds import build_drafter
 from specdec.model import ByteLlama
@@ -20,6 +22,8 @@ from specdec.prophet import Prophet
 from specdec.round import SlotModel
 from specdec.state import SlotState
 from specdec.static_round import TorchStaticRule
+
+LENGTHS = (1, 2, 3, 5, 8, 12, 16)
 
 
 def gathered_stack(*arguments: Any, **options: Any) -> PackedStack:
@@ -61,3 +65,31 @@ def torch_graph_decoder(
     packed = PackedModel(model, **options)
     drafter = build_drafter(prophet, **options) if prophet else None
     return graph_rounds_of(packed, drafter, slots, context, lengths)
+
+
+class SparingDrafter(FakeDrafter):
+    """Checks what it is told of rows in slots, and lets the scratch slot be."""
+
+    def __init__(self, model: HashModel, guess: Guess, scratch: int) -> None:
+        super().__init__(model, guess)
+        self.scratch = scratch
+
+    def observe(
+        self, slots: Tensor, start: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor
+    ) -> None:
+        assert hidden.shape == (*tokens.shape, WIDTH)
+        real = slots != self.scratch
+        super().observe(slots[real], start[real], hidden[real], tokens[real], advance[real])
+
+    def draft(
+        self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker
+    ) -> Tensor:
+        self.observed[self.scratch] = []
+        assert length[slots == self.scratch].eq(0).all()
+        return super().draft(slots, last, length, gamma, rule)
+
+
+def fake_graph_decoder(guess: Guess, slots: int, context: int = 160) -> Decoder[HashModel]:
+    model = HashModel(slots + 1, context)
+    drafter = SparingDrafter(model, guess, slots)
+    return graph_rounds_of(model, drafter, slots, context, LENGTHS)  # type: ignore[arg-type]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from fakes import FakeDrafter, HashModel, sometimes_right
+from graph_decoders import fake_graph_decoder, torch_graph_decoder
 from test_scheduler import submission
-from tiny import CPU, tiny_decoder
+from tiny import CPU, agreeing_prophet, tiny_decoder, tiny_model
 
 from server.draft_lengths import RoundCosts
 from server.engine import Engine
@@ -84,7 +85,11 @@ def running(decoder: Decoder[Any]) -> Iterator[Engine]:
         engine.stop()
 
 
-def fake_decoder(slots: int = 4, context: int = 160) -> Decoder[HashModel]:
+def fake_decoder(slots: int = 4, context: int = 160, ahead: bool = False) -> Decoder[HashModel]:
+    if ahead:
+        decoder = fake_graph_decoder(sometimes_right, slots, context)
+        decoder.ahead = True
+        return decoder
     model = HashModel(slots, context)
     drafter = FakeDrafter(model, sometimes_right)
     return Decoder(model, drafter, slots=slots, context=context, device=CPU)
@@ -110,7 +115,8 @@ def mixed(index: int) -> Submission:
     )
 
 
-def test_sixteen_at_once_each_get_what_each_gets_alone() -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_sixteen_at_once_each_get_what_each_gets_alone(ahead: bool) -> None:
     alone = {}
     for index in range(16):
         job = mixed(index)
@@ -120,7 +126,12 @@ def test_sixteen_at_once_each_get_what_each_gets_alone() -> None:
         )
         alone[job.request_id] = out.output
     receivers = {f"r{index}": Receiver() for index in range(16)}
-    with running(tiny_decoder(torch.float64, slots=4)) as engine:
+    decoder: Decoder[Any] = tiny_decoder(torch.float64, slots=4)
+    if ahead:
+        model = tiny_model()
+        decoder = torch_graph_decoder(model, agreeing_prophet(model), slots=4)
+        decoder.ahead = True
+    with running(decoder) as engine:
         for index in range(16):
             engine.submit(mixed(index), receivers[f"r{index}"])
         for name, receiver in receivers.items():
@@ -130,8 +141,9 @@ def test_sixteen_at_once_each_get_what_each_gets_alone() -> None:
         assert engine.status().idle
 
 
-def test_a_cancelled_request_ends_at_once_and_frees_its_slot() -> None:
-    with running(fake_decoder(slots=1)) as engine:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_cancelled_request_ends_at_once_and_frees_its_slot(ahead: bool) -> None:
+    with running(fake_decoder(slots=1, ahead=ahead)) as engine:
         first, queued, last = Receiver(), Receiver(), Receiver()
         engine.submit(submission("first", max_tokens=150), first)
         engine.submit(submission("queued", max_tokens=150), queued)
@@ -146,15 +158,16 @@ def test_a_cancelled_request_ends_at_once_and_frees_its_slot() -> None:
         assert last.finished().reason is FinishReason.LENGTH
 
 
-def test_a_cancelled_row_is_gone_within_two_rounds() -> None:
-    decoder = fake_decoder(slots=1)
-    whole, rounds = decoder.step, [0]
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_cancelled_row_is_gone_within_two_rounds(ahead: bool) -> None:
+    decoder = fake_decoder(slots=1, ahead=ahead)
+    whole, rounds = decoder.begin, [0]
 
     def counted(*arguments: Any) -> Any:
         rounds[0] += 1
         return whole(*arguments)
 
-    decoder.step = counted  # type: ignore[method-assign]
+    decoder.begin = counted  # type: ignore[method-assign]
     with running(decoder) as engine:
         for name in ("a", "b", "c"):
             receiver = Receiver()
@@ -169,16 +182,17 @@ def test_a_cancelled_row_is_gone_within_two_rounds() -> None:
             raise AssertionError("every request ended before it could be cancelled")
 
 
-@pytest.mark.parametrize("where", ["open", "step"])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("where", ["open", "begin"])
 def test_a_device_without_memory_fails_what_it_touches_and_nothing_else(
-    where: str, caplog: pytest.LogCaptureFixture
+    where: str, ahead: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    decoder = fake_decoder(slots=2)
+    decoder = fake_decoder(slots=2, ahead=ahead)
     whole = getattr(decoder, where)
     enough = threading.Event()
 
     def short(first: Any, *rest: Any) -> Any:
-        if not enough.is_set() and (where == "step" or rest[0].prompt == b"broken"):
+        if not enough.is_set() and (where == "begin" or rest[0].prompt == b"broken"):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(first, *rest)
 
@@ -198,13 +212,14 @@ def test_a_device_without_memory_fails_what_it_touches_and_nothing_else(
     assert "CUDA out of memory" in caplog.text
 
 
-def test_rounds_that_keep_failing_are_counted() -> None:
-    decoder = fake_decoder()
+@pytest.mark.parametrize("ahead", [False, True])
+def test_rounds_that_keep_failing_are_counted(ahead: bool) -> None:
+    decoder = fake_decoder(ahead=ahead)
 
     def failing(*arguments: object) -> object:
         raise RuntimeError("an illegal memory access")
 
-    decoder.step = failing  # type: ignore[method-assign, assignment]
+    decoder.begin = failing  # type: ignore[method-assign, assignment]
     with running(decoder) as engine:
         for index in range(6):
             receiver = Receiver()
@@ -232,6 +247,58 @@ def test_a_failing_round_fails_its_rows_and_the_engine_goes_on(
         engine.submit(submission("sound"), sound)
         assert sound.finished().reason is FinishReason.LENGTH
     assert "out of memory" in caplog.text
+
+
+def test_rows_that_leave_and_join_while_a_round_is_under_way() -> None:
+    """Cancelled at any time, their slots taken over at once: the others' bytes are their own."""
+    alone = {}
+    for index in range(24):
+        job = replace(mixed(index), request_id=f"r{index}")
+        (out,) = generate(
+            fake_decoder(slots=1),
+            [Job(job.prompt, job.max_tokens, job.params, job.seed, 0, job.eos)],
+        )
+        alone[job.request_id] = out.output
+    receivers = {name: Receiver() for name in alone}
+    with running(fake_decoder(slots=3, ahead=True)) as engine:
+        for index, receiver in enumerate(receivers.values()):
+            engine.submit(mixed(index), receiver)
+            if index % 3 == 1:
+                receivers[f"r{index - 1}"].begun.wait(20)
+                engine.cancel(f"r{index - 1}")
+        for name, receiver in receivers.items():
+            finished = receiver.finished()
+            assert alone[name].startswith(receiver.output)
+            if finished.reason is not FinishReason.CANCELLED:
+                assert receiver.output == alone[name]
+        assert eventually(lambda: engine.status().idle)
+
+
+def test_a_round_that_fails_when_it_is_read_fails_the_rows_that_were_in_it() -> None:
+    decoder = fake_decoder(slots=2, ahead=True)
+    whole, fails = decoder.begin, threading.Event()
+
+    def begin(drafts: Any, chunks: Any = None) -> Any:
+        read = whole(drafts, chunks)
+        if not fails.is_set():
+            return read
+
+        def broken() -> None:
+            fails.clear()
+            raise RuntimeError("an illegal memory access")
+
+        return broken
+
+    decoder.begin = begin  # type: ignore[method-assign]
+    with running(decoder) as engine:
+        first, second = Receiver(), Receiver()
+        engine.submit(submission("first", max_tokens=150, eos=None), first)
+        assert first.begun.wait(20)
+        fails.set()
+        assert "a round failed" in first.failed()
+        engine.submit(submission("second"), second)
+        assert second.finished().completion_tokens == 8
+        assert engine.status().failures == 0
 
 
 def test_a_request_that_cannot_fit_fails_alone() -> None:
@@ -329,9 +396,10 @@ def test_a_round_that_hangs_does_not_keep_the_engine_from_stopping(
     receiver.failed()
 
 
-def test_stopping_ends_what_is_in_flight_with_an_error() -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_stopping_ends_what_is_in_flight_with_an_error(ahead: bool) -> None:
     receivers = [Receiver() for _ in range(3)]
-    with running(fake_decoder(slots=1)) as engine:
+    with running(fake_decoder(slots=1, ahead=ahead)) as engine:
         for index, receiver in enumerate(receivers):
             engine.submit(submission(f"r{index}", max_tokens=155), receiver)
         assert receivers[0].begun.wait(20)
@@ -360,8 +428,9 @@ def test_an_engine_that_dies_fails_what_is_in_flight_and_what_comes_later(
     assert "a scheduler's mistake" in caplog.text
 
 
-def test_ignoring_the_end_goes_on_behind_it() -> None:
-    decoder = fake_decoder()
+@pytest.mark.parametrize("ahead", [False, True])
+def test_ignoring_the_end_goes_on_behind_it(ahead: bool) -> None:
+    decoder = fake_decoder(ahead=ahead)
     with running(decoder) as engine:
         ending, going_on = Receiver(), Receiver()
         job = submission("a", max_tokens=140, params=SamplingParams(logit_bias=((0, 5.0),)))

@@ -10,66 +10,42 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import GUESSES, WIDTH, FakeDrafter, Guess, HashModel, always_right, sometimes_right
-from graph_decoders import graph_rounds_of, torch_graph_decoder
+from fakes import GUESSES, Guess, always_right, sometimes_right
+from graph_decoders import LENGTHS, fake_graph_decoder, torch_graph_decoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_lossless_model import FILTERS, _jobs
-from test_lossless_rules import CONTEXT, JOBS, _expected
+from test_lossless_rules import JOBS, _expected
 from tiny import CPU, agreeing_prophet, tiny_decoder, tiny_model, tiny_prophet
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec import graph_round, oracle
 from specdec.build import build_decoder, runs_on_graphs, spare_slots
-from specdec.decoder import Decoder, Job, generate
-from specdec.drafter import Picker
-from specdec.graph_round import GraphRounds, Work, row_buckets
+from specdec.decoder import Job, generate
+from specdec.graph_round import Arrivals, GraphRounds, Work, row_buckets
 from specdec.sampling import SamplingParams
 from specdec.static_round import Shape
 
-LENGTHS = (1, 2, 3, 5, 8, 12, 16)
-
-
-class SparingDrafter(FakeDrafter):
-    """Checks what it is told of rows in slots, and lets the scratch slot be."""
-
-    def __init__(self, model: HashModel, guess: Guess, scratch: int) -> None:
-        super().__init__(model, guess)
-        self.scratch = scratch
-
-    def observe(
-        self, slots: Tensor, start: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor
-    ) -> None:
-        assert hidden.shape == (*tokens.shape, WIDTH)
-        real = slots != self.scratch
-        super().observe(slots[real], start[real], hidden[real], tokens[real], advance[real])
-
-    def draft(
-        self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker
-    ) -> Tensor:
-        self.observed[self.scratch] = []
-        assert length[slots == self.scratch].eq(0).all()
-        return super().draft(slots, last, length, gamma, rule)
-
-
-def _fake(guess: Guess, slots: int) -> Decoder[HashModel]:
-    model = HashModel(slots + 1, CONTEXT)
-    drafter = SparingDrafter(model, guess, slots)
-    return graph_rounds_of(model, drafter, slots, CONTEXT, LENGTHS)  # type: ignore[arg-type]
-
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-@given(jobs=st.lists(JOBS, min_size=1, max_size=7), guess=st.sampled_from(GUESSES))
-def test_any_batch_gives_each_row_the_oracle_bytes(jobs: list[Job], guess: Guess) -> None:
-    decoder = _fake(guess, 7)
+@given(
+    jobs=st.lists(JOBS, min_size=1, max_size=7),
+    guess=st.sampled_from(GUESSES),
+    ahead=st.booleans(),
+)
+def test_any_batch_gives_each_row_the_oracle_bytes(
+    jobs: list[Job], guess: Guess, ahead: bool
+) -> None:
+    decoder = fake_graph_decoder(guess, 7)
+    decoder.ahead = ahead
     for job, output in zip(jobs, generate(decoder, jobs), strict=True):
         assert output.output == _expected(decoder.model, job)
 
 
 @pytest.mark.parametrize("slots", [1, 3, 4])
 def test_rows_that_join_and_leave_change_buckets_and_keep_their_bytes(slots: int) -> None:
-    decoder = _fake(sometimes_right, slots)
+    decoder = fake_graph_decoder(sometimes_right, slots)
     jobs = [
         Job(
             bytes([65 + i]) * (1 + i * 5 % 17),
@@ -102,7 +78,7 @@ def test_rows_that_join_and_leave_change_buckets_and_keep_their_bytes(slots: int
 
 
 def test_a_round_is_as_wide_as_its_widest_row_and_plain_where_nobody_drafts() -> None:
-    decoder = _fake(always_right, 6)
+    decoder = fake_graph_decoder(always_right, 6)
     rounds = decoder.run_round
     assert isinstance(rounds, GraphRounds)
     job = Job(b"a", 60, SamplingParams(), draft_length=16)
@@ -121,8 +97,37 @@ def test_a_round_is_as_wide_as_its_widest_row_and_plain_where_nobody_drafts() ->
         assert {slot: result.accepted for slot, result in results.items()} == drafts
 
 
+def test_a_round_may_be_begun_before_the_one_before_it_is_read() -> None:
+    """More than that it may not: what the first gave is read before the third is begun."""
+    job = Job(b"abc", 60, SamplingParams(temperature=1.0), seed=1, draft_length=4)
+    decoder = fake_graph_decoder(sometimes_right, 2)
+    (expected,) = generate(decoder, [job])
+    decoder.open(0, job)
+    decoder.step({}, {0: 2})
+    reads = [decoder.begin({0: 4}) for _ in range(6)]
+    rounds = [read()[0] for read in reads]
+    assert [r.output for r in rounds] == [r.output for r in expected.results[:6]]
+    assert len({len(r.output) for r in rounds}) > 1
+
+
+def test_the_twins_of_inputs_and_results_take_turns() -> None:
+    decoder = fake_graph_decoder(sometimes_right, 2)
+    rounds = decoder.run_round
+    assert isinstance(rounds, GraphRounds)
+    for slot in range(2):
+        decoder.open(slot, Job(b"a", 60, SamplingParams(), slot, 2))
+    seen = []
+    for drafts in ({0: 2}, {1: 2}, {0: 2}):
+        decoder.begin(drafts)
+        seen.append(rounds._inputs[1]._host.data_ptr())
+    assert seen[0] == seen[2] != seen[1]
+    arrivals = Arrivals(torch.zeros(1, 4, dtype=torch.int64))
+    first, second = (arrivals.expect(torch.full((1, 4), n)) for n in (1, 2))
+    assert (first(), second()) == ([[1] * 4], [[2] * 4])
+
+
 def test_the_shapes_are_all_that_rounds_may_have() -> None:
-    decoder = _fake(always_right, 6)
+    decoder = fake_graph_decoder(always_right, 6)
     rounds = decoder.run_round
     assert isinstance(rounds, GraphRounds)
     assert row_buckets(6) == [1, 2, 4, 6]
@@ -138,6 +143,7 @@ def test_the_shapes_are_all_that_rounds_may_have() -> None:
 def test_real_models_equal_the_oracle(parallel: bool, temperature: float, name: str) -> None:
     model = tiny_model().double()
     decoder = torch_graph_decoder(model, agreeing_prophet(model, parallel=parallel))
+    decoder.ahead = parallel
     jobs = _jobs(replace(FILTERS[name], temperature=temperature), range(8), 40)
     score = oracle.scores_of(model)
     for job, out in zip(jobs, generate(decoder, jobs), strict=True):

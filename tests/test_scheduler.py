@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import pytest
+
 from server.draft_lengths import DraftLengths, RoundCosts
 from server.messages import Failed, Finished, FinishReason, Mode, Progress, Submission
 from server.scheduler import Deliveries, Plan, Scheduler
@@ -57,6 +59,28 @@ def test_first_come_first_served_and_slots_are_reused() -> None:
     assert set(plan.drafts) == {0, 1}
 
 
+def test_a_plan_may_be_applied_after_the_next_one_is_made() -> None:
+    scheduler = Scheduler(2, 128)
+    for name in "abc":
+        scheduler.submit(submission(name, draft_length=0), 0.0)
+    first = scheduler.plan(1.0)
+    scheduler.cancel("a", 1.0)
+    second = scheduler.plan(2.0)
+    assert second.close == (0,)
+    assert [(slot, s.request_id) for slot, s in second.open] == [(0, "c")]
+    deliveries = scheduler.apply(first, {0: emit(b"a"), 1: emit(b"12345678")}, 3.0)
+    assert {name for name, _ in deliveries} == {"b"}
+    assert output_of(deliveries, "b") == b"12345678"
+    third = scheduler.plan(4.0)
+    assert (third.close, set(third.drafts)) == ((1,), {0})
+    deliveries = scheduler.apply(second, {0: emit(b"c"), 1: emit(b"too much")}, 5.0)
+    assert {name for name, _ in deliveries} == {"c"}
+    assert output_of(deliveries, "c") == b"c"
+    # of the second round only the row is left that the third one knows
+    assert [name for name, _ in scheduler.fail_round(second, "broken")] == ["c"]
+    assert scheduler.fail_round(third, "broken") == []
+
+
 def test_prompts_are_consumed_in_chunks_beside_decoding_rows() -> None:
     scheduler = Scheduler(3, 100)
     scheduler.submit(submission("short"), 0.0)
@@ -77,9 +101,10 @@ def test_a_length_ends_with_all_bytes_and_the_figures() -> None:
     _, first = one_round(scheduler, {0: emit(b"xyz", accepted=2)}, 4.0)
     _, second = one_round(scheduler, {0: emit(b"uv", accepted=1)}, 6.0)
     assert output_of(first + second, "a") == b"xyzuv"
-    progress = first[0][1]
-    assert isinstance(progress, Progress)
-    assert progress.seconds_per_byte == (4.0 - 3.0) / 3
+    (latency,) = (tally for tally in scheduler.per_byte.values() if tally.total)
+    assert latency is scheduler.per_byte[Mode.SPECULATIVE]
+    assert latency.total == pytest.approx(3.0)  # of two rounds: 3 bytes of a third, 2 of a whole
+    assert [count for count in latency.counts if count] == [3, 2]
     finished = second[-1][1]
     assert isinstance(finished, Finished)
     assert finished.reason is FinishReason.LENGTH
@@ -311,9 +336,7 @@ def test_an_echo_comes_first_with_its_scores() -> None:
     assert second == [
         (
             "a",
-            Progress(
-                b"abcd", 0.0, echo=True, logprobs=(ByteLogprob(97, None), *scores(b"bcd", -1.0))
-            ),
+            Progress(b"abcd", echo=True, logprobs=(ByteLogprob(97, None), *scores(b"bcd", -1.0))),
         )
     ]
     _, third = one_round(scheduler, {0: RowResult(b"xz", 3, 1, False, scores(b"xz", -7.0))}, 2.0)
