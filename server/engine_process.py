@@ -38,8 +38,13 @@ HOLD_S = 0.01
 """A message wakes three threads that take the processors from the next round: events of rounds
 shorter than this wait for one another."""
 
+EACH_S = 0.0005
+"""For each request under way events wait so long: an event costs the event loop a tenth of a
+millisecond, and many streams should not take it all."""
+
 LONGEST_HOLD_S = 0.1
-"""How long output may wait that nobody wants before the end: its bytes are counted as they come."""
+"""The longest wait, also of output that nobody wants before the end: its bytes are counted as they
+come."""
 
 FIGURES_S = 1.0
 """Seconds between two messages of what rounds took and gave."""
@@ -249,17 +254,17 @@ class _Outbox:
         self._sending = threading.Lock()
 
     def of(self, submission: Submission) -> Deliver:
-        hold_s = max(HOLD_S, submission.interval_s)
-        return partial(self._take, submission.request_id, hold_s)
+        return partial(self._take, submission.request_id, max(HOLD_S, submission.interval_s))
 
-    def _take(self, request_id: str, hold_s: float, event: Event) -> None:
+    def _take(self, request_id: str, least_s: float, event: Event) -> None:
         self._events.append((request_id, event))
+        hold_s = 0.0
         if not isinstance(event, Progress):
             self._begun.discard(request_id)
-            hold_s = 0.0
         elif request_id not in self._begun:
             self._begun.add(request_id)
-            hold_s = 0.0
+        else:
+            hold_s = max(least_s, EACH_S * len(self._begun))
         self._hold_s = min(self._hold_s, hold_s)
 
     def tell(self, figures: Figures) -> None:

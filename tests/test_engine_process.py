@@ -16,7 +16,7 @@ from test_engine import INFO, Receiver, eventually, fake_decoder, mixed
 from test_scheduler import submission
 
 from server.engine import Engine
-from server.engine_process import HOLD_S, LONGEST_HOLD_S, EngineProcess, _Outbox
+from server.engine_process import EACH_S, HOLD_S, LONGEST_HOLD_S, EngineProcess, _Outbox
 from server.messages import Event, FinishReason, Mode, Progress
 from server.settings import Settings
 
@@ -99,6 +99,15 @@ def test_output_waits_as_long_as_its_client_and_no_longer_than_others_allow(
         outbox.flush(False)
         assert len(pipe.sent) == sent
     assert pipe.sent[2] == [("whole", Progress(b"moremore"))]
+    crowd = [outbox.of(submission(f"{index}")) for index in range(60)]
+    for deliver in crowd:
+        deliver(Progress(b"first"))
+    outbox.flush(False)
+    for seconds, sent in ((60 * EACH_S, 5), (4 * EACH_S, 6)):
+        clock[0] += seconds
+        live(Progress(b"more"))
+        outbox.flush(False)
+        assert len(pipe.sent) == sent
 
 
 class Sleepy:
