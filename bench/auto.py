@@ -10,6 +10,7 @@ that has no prophet, which is asked in the same turns.
 import argparse
 import json
 import math
+import random
 import statistics
 import sys
 import tempfile
@@ -83,17 +84,16 @@ def load_bare(settings: Settings) -> Engine:
         return load_engine(settings.model_copy(update={"checkpoint": Path(name)}))
 
 
-def lower_bound(ratios: list[float]) -> float:
-    """What the median is above with 97.5 %: not a number of fewer than six.
+def lower_bound(ratios: list[float]) -> float | None:
+    """What the median is above with 97.5 %: nothing is known from fewer than six.
 
     >>> lower_bound([5, 3, 1, 2, 6, 4]), lower_bound([float(n) for n in range(1, 41)])
     (1, 14.0)
     """
-    count, below, bound = len(ratios), 0.0, math.nan
+    count, below, bound = len(ratios), 0.0, None
     for place, ratio in enumerate(sorted(ratios)):
-        below += (
-            math.comb(count, place) / 2**count
-        )  # that no more than `place` lie below the median
+        # the chance that no more than `place` of them lie below the median
+        below += math.comb(count, place) / 2**count
         if below > 0.025:
             break
         bound = ratio
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--domain", nargs="+", default=["code", "prose"])
     parser.add_argument("--draft-length", type=int, nargs="+", default=[2, 3, 5, 8])
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=9, help="six or more have a lower bound")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     settings = Settings(checkpoint=options.checkpoint, max_batch=max(options.batch))
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> int:
                 for turn in range(options.turns):
                     chosen = [prompts[(turn * batch + i) % len(prompts)] for i in range(batch)]
                     names = list(modes)
-                    names = names[turn % len(names) :] + names[: turn % len(names)]
+                    random.Random(turn).shuffle(names)  # nobody always behind the same other
                     outputs = {}
                     for name in names:
                         elapsed, outputs[name], rate = run(
@@ -177,16 +177,20 @@ def _row(
         "base_bytes_per_second": round(total / middle["base"]),
         "auto_bytes_per_second": round(total / middle["auto"]),
         "ratio": round(statistics.median(ratios), 3),
-        "lower_95": round(lower_bound(ratios), 3),
+        "lower_95": _rounded(lower_bound(ratios)),
         "best_fixed": "0" if fixed == "base" else fixed,
         "auto_to_best_fixed": round(statistics.median(against), 3),
         "base_to_no_prophet": round(statistics.median(to_bare), 3),
-        "base_to_no_prophet_lower_95": round(lower_bound(to_bare), 3),
+        "base_to_no_prophet_lower_95": _rounded(lower_bound(to_bare)),
         "bytes_per_second": {name: round(total / value) for name, value in middle.items()},
         "bytes_per_round": {
             name: round(statistics.median(values), 3) for name, values in bytes_per_round.items()
         },
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 if __name__ == "__main__":

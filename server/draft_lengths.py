@@ -9,7 +9,7 @@ is an end to it (`Budget`).  Plain Python, no tensors, no clock.
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Draft lengths that are considered."""
@@ -292,14 +292,22 @@ class DraftLengths:
         return {slot: row.next_length() for slot, row in self._rows.items()}
 
     def observe(
-        self, lengths: Mapping[int, int], results: Mapping[int, int], seconds: float | None
+        self,
+        lengths: Mapping[int, int],
+        results: Mapping[int, int],
+        seconds: float | None,
+        left: Collection[int] = (),
     ) -> None:
         """A round is over: drafts and accepted ones by slot, and how long it took, if it consumed
-        no prompt."""
+        no prompt.
+
+        Of rows that had `left` when the round was read, under numbers that are no slot's, what they
+        cost counts and nothing that they were given.
+        """
         drafts = any(lengths.values())
         if drafts:
             for slot, drafted in lengths.items():
-                if drafted:
+                if drafted and slot not in left:
                     self._usual.observe(drafted, results[slot])
                     if slot in self._rows:
                         self._rows[slot].acceptance.observe(drafted, results[slot])
@@ -316,10 +324,11 @@ class DraftLengths:
             self._costs.observe(list(lengths.values()), seconds)
         rows = len(lengths)
         plain = self._costs.plain(rows)
-        if any(drafted for slot, drafted in lengths.items() if slot not in self._rows):
+        mine = self._rows.keys() | left
+        if any(drafted for slot, drafted in lengths.items() if slot not in mine):
             return  # what rows that always draft cost is not this one's loss
         if drafts:
-            given = 1 + sum(results.values()) / rows
+            given = sum(1 + results[slot] for slot in lengths if slot not in left) / rows
             self._budget.spend(plain * given, min(seconds, 3 * given * plain))
             if not self._budget.open:
                 self._age = self._wait  # decided again at once

@@ -144,7 +144,8 @@ class Engine:
                 # the thread never sleeps while a request is in flight, so it misses no deadline
                 self._send(self._scheduler.expire(time.monotonic()))
                 plan = self._scheduler.plan(time.monotonic())
-                if plan.chunks:
+                if plan.chunks:  # which takes long: nothing waits for it
+                    self._send(self._take_begun())
                     self.flush(True)
                 self._send(self._round(plan))
                 self._progress = time.monotonic()
@@ -188,17 +189,18 @@ class Engine:
         """Begins a round and takes what the one before it gave; where rounds are not begun ahead,
         what this one gives."""
         deliveries: Deliveries = []
-        before, self._begun = self._begun, None
-        if not plan.empty:
-            self._begun = self._begin(plan, deliveries)
-        if before:
-            deliveries += self._take(before)
-        if self._begun and (not self._decoder.ahead or plan.chunks):
-            deliveries += self._take(self._begun)
-            self._begun = None
+        following = None if plan.empty else self._begin(plan, deliveries)
+        deliveries += self._take_begun()
+        self._begun = following
+        if not self._decoder.ahead or plan.chunks:
+            deliveries += self._take_begun()
         return deliveries
 
-    def _begin(self, plan: Plan, deliveries: Deliveries) -> "_Begun | None":
+    def _take_begun(self) -> Deliveries:
+        begun, self._begun = self._begun, None
+        return self._take(begun) if begun else []
+
+    def _begin(self, plan: Plan, deliveries: Deliveries) -> _Begun | None:
         """An exception in a round fails the rows that it touched, and those alone."""
         for slot in plan.close:
             self._free(slot)
@@ -229,7 +231,7 @@ class Engine:
             return None
         return _Begun(plan, read, began)
 
-    def _take(self, begun: "_Begun") -> Deliveries:
+    def _take(self, begun: _Begun) -> Deliveries:
         """Waits for what a round gave, and has it distributed."""
         plan, results = begun.plan, {}
         try:
@@ -242,10 +244,9 @@ class Engine:
         now = time.monotonic()
         if begun.read is not None:
             # of a round begun ahead counts what it took alone
-            seconds = now - max(begun.began, self._busy_since)
-            self._ledger.enter(
-                results, plan.chosen, bool(plan.chunks), seconds, self._decoder.seconds
-            )
+            seconds, spent = now - max(begun.began, self._busy_since), self._decoder.seconds
+            gone = self._scheduler.gone(plan) if self._decoder.ahead else ()
+            self._ledger.enter(results, plan.chosen, bool(plan.chunks), seconds, spent, gone)
         # what the host does between rounds is a part of what a round costs
         whole = now - self._busy_since if self._busy_since else None
         self._busy_since = now

@@ -4,13 +4,13 @@ A round may be over in 0.3 ms, so entering one costs a few list operations and w
 reader does.  Plain Python, no clock, no tensors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from server.draft_lengths import RoundCosts
 from server.memory import GpuMemory
 from server.messages import Mode
-from server.tally import Tally, buckets
+from server.tally import Tally, buckets, per_byte_tallies
 from specdec.config import LONGEST_DRAFT
 from specdec.round import RowResult, Seconds
 
@@ -23,10 +23,6 @@ BOUNDS = buckets(10e-6, 1.0)
 
 def _tallies() -> dict[str, Tally]:
     return {phase: Tally(BOUNDS) for phase in PHASES}
-
-
-def per_byte_tallies() -> dict[Mode, Tally]:
-    return {mode: Tally(buckets(50e-6, 5.0)) for mode in Mode}
 
 
 @dataclass(frozen=True)
@@ -71,15 +67,17 @@ class Ledger:
         consumes: bool,
         seconds: float,
         spent: Seconds,
+        gone: Collection[int] = (),
     ) -> None:
         """A round took `seconds` on the host's clock, of which so many were `spent` on its parts.
 
         `chosen` are the draft lengths of rows that left them open; `consumes` tells that some rows
-        consumed prompt.
+        consumed prompt; what came for rows that are `gone` is nobody's.
         """
         size = drafted = 0
-        for result in results.values():
-            size += len(result.output)
+        for slot, result in results.items():
+            if slot not in gone:
+                size += len(result.output)
             drafted += result.drafted
         draft, verify, accept = spent
         if verify:

@@ -12,7 +12,9 @@ from specdec.sampling import SamplingParams
 logger = logging.getLogger(__name__)
 
 ROUNDS = 9
-"""Of each kind, each behind one that is not timed: after one of another length it takes longer."""
+"""Of each kind, each behind some of its own: after a round of another length it takes longer."""
+BEGUN = 3
+"""Rounds for each that is timed."""
 PLACE = 128
 """Rows are measured with about so many bytes behind them."""
 LONGEST_S = 20.0
@@ -30,13 +32,13 @@ def measure_costs(decoder: Decoder[Any]) -> dict[tuple[int, int], float]:
     # as many lengths as a row has room for, every draft accepted
     lengths, needed = [], 0
     for gamma in LENGTHS:
-        needed += 2 * ROUNDS * (gamma + 1)
+        needed += BEGUN * ROUNDS * (gamma + 1)
         if gamma > decoder.drafter.longest or needed >= decoder.context:
             break
         lengths.append(gamma)
     if not lengths:
         return {}
-    output = 2 * ROUNDS * sum(gamma + 1 for gamma in lengths)
+    output = BEGUN * ROUNDS * sum(gamma + 1 for gamma in lengths)
     prompt = b"\n" * min(PLACE, decoder.context - output)
     began = time.monotonic()
     measured: dict[tuple[int, int], float] = {}
@@ -73,15 +75,18 @@ def _row_counts(slots: int) -> list[int]:
 
 
 def _seconds(decoder: Decoder[Any], drafts: dict[int, int]) -> float:
-    """What the second of two rounds adds to the first, begun when the engine would."""
-    before = decoder.begin(drafts)
-    if decoder.ahead:
-        timed = decoder.begin(drafts)
-        before()
+    """Of a round between others, begun when the engine would."""
+    if not decoder.ahead:
+        for _ in range(BEGUN - 1):
+            decoder.step(drafts)
         began = time.perf_counter()
-    else:
-        before()
-        began = time.perf_counter()
-        timed = decoder.begin(drafts)
-    timed()
-    return time.perf_counter() - began
+        decoder.step(drafts)
+        return time.perf_counter() - began
+    first, second = decoder.begin(drafts), decoder.begin(drafts)
+    first()
+    began = time.perf_counter()
+    third = decoder.begin(drafts)
+    second()
+    seconds = time.perf_counter() - began
+    third()
+    return seconds

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from server.draft_lengths import DraftLengths
-from server.ledger import per_byte_tallies
 from server.messages import (
     Event,
     Failed,
@@ -26,7 +25,7 @@ from server.messages import (
     Timing,
 )
 from server.stops import StopMatcher
-from server.tally import Tally
+from server.tally import Tally, per_byte_tallies
 from specdec.logprobs import ByteLogprob
 from specdec.round import RowResult
 
@@ -131,7 +130,7 @@ class _Row:
         for position in range(accepted):
             self.per_position[position] += 1
         self.generated += len(fresh)
-        kept = max(0, len(fresh) - self.matcher.surplus)
+        kept = len(fresh) - self.matcher.surplus
         per_byte.observe((now - self.emitted) / len(result.output), kept)
         self.emitted = now
         if stopped or result.ended or self.generated >= submission.max_tokens:
@@ -311,14 +310,16 @@ class Scheduler:
         rows that have left meanwhile is nobody's.
         """
         deliveries: Deliveries = []
-        gone = plan.rows.keys() - self._still_there(plan)
+        gone = self.gone(plan)
         if self._lengths and plan.drafts:
-            # a slot may be another row's by now; no row has a number below 0
+            # a slot may be another row's by now: the one that left has a number below 0
             decoded = {~slot if slot in gone else slot: results[slot] for slot in plan.drafts}
+            left = [~slot for slot in gone if slot in plan.chosen]
             self._lengths.observe(
                 {slot: result.drafted for slot, result in decoded.items()},
                 {slot: result.accepted for slot, result in decoded.items()},
                 None if plan.chunks else seconds,
+                left,
             )
         for slot, size in plan.chunks.items():
             row = self._running[slot]
@@ -339,13 +340,13 @@ class Scheduler:
                 self._release(slot)
         return deliveries
 
-    def _still_there(self, plan: Plan) -> list[int]:
-        """Slots of a plan whose rows have not left since it was made."""
-        return [slot for slot, row in plan.rows.items() if self._running.get(slot) is row]
+    def gone(self, plan: Plan) -> set[int]:
+        """Slots of a plan whose rows have left since it was made."""
+        return {slot for slot, row in plan.rows.items() if self._running.get(slot) is not row}
 
     def fail_round(self, plan: Plan, message: str) -> Deliveries:
         """Ends the rows of a round with an error."""
-        return self.fail(self._still_there(plan), message)
+        return self.fail(sorted(plan.rows.keys() - self.gone(plan)), message)
 
     def fail(self, slots: list[int], message: str) -> Deliveries:
         """Ends the rows of these slots with an error."""

@@ -10,6 +10,8 @@ from itertools import accumulate
 
 from prometheus_client.core import HistogramMetricFamily
 
+from server.messages import Mode
+
 
 def buckets(low: float, high: float) -> tuple[float, ...]:
     """1, 2, 5, 10, ... between two bounds in seconds, both included."""
@@ -34,6 +36,11 @@ class Tally:
 
     def snapshot(self) -> "Tally":
         return Tally(self.bounds, self.counts.copy(), self.total)
+
+
+def per_byte_tallies() -> dict[Mode, Tally]:
+    """Of seconds per byte of output."""
+    return {mode: Tally(buckets(50e-6, 5.0)) for mode in Mode}
 
 
 def histogram(

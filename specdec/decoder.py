@@ -6,7 +6,7 @@ Knows no queue and no request: that is a scheduler's work, and `generate` below 
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -174,6 +174,12 @@ class Decoder(Generic[Model]):
             results: dict[int, RowResult] = {}
             for row, decode, result in zip(rows, decodes, outcome.decodes, strict=True):
                 row.unread -= 1 + decode.drafts
+                # drafts beyond its end, which a round before this one brought nearer, are no drafts
+                drafted = max(0, min(result.drafted, row.end - row.length - 2))
+                if drafted < result.drafted:
+                    result = replace(
+                        result, drafted=drafted, accepted=min(drafted, result.accepted)
+                    )
                 row.length += len(result.output)
                 results[decode.slot] = result
             for prefill, result in zip(prefills, outcome.prefills, strict=True):

@@ -78,7 +78,9 @@ class SlotState:
             return
         for slot, start in stale:
             self._noise_from[slot] = start
-        index, start = torch.tensor(stale, device=self.device).T.contiguous()
+        # a copy from pinned memory does not wait for the rounds before it
+        table = torch.tensor(stale, pin_memory=self.device.type == "cuda")
+        index, start = table.to(self.device, non_blocking=True).T.contiguous()
         self.noise_start[index] = start
         self.noise[index] = self._make_noise(self.seed[index], start, NOISE_AHEAD)
 

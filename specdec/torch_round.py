@@ -42,7 +42,7 @@ def accept(drafts: Tensor, chosen: Tensor, room: Tensor, eos: Tensor) -> Emitted
     room [c] ≥ 1 is how many bytes the row may still emit, eos [c] its last byte or -1.
     """
     width = chosen.shape[1]
-    if width == 1:  # nothing was drafted, and there is room for a byte
+    if width == 1:  # nothing was drafted, and there is room for a byte unless nobody will look
         none = torch.zeros_like(eos)
         return Emitted(chosen, none + 1, none, chosen[:, 0] == eos)
     places = torch.arange(width, device=chosen.device)

@@ -144,6 +144,25 @@ def test_a_round_that_was_held_up_changes_no_decision() -> None:
     assert min(planned) >= drafting - 2
 
 
+def test_rows_that_have_left_cost_and_are_given_nothing() -> None:
+    def rounds_until_closed(left: list[int]) -> int:
+        lengths = DraftLengths(measured(cheap), longest=16)
+        lengths.enter(0, 16)
+        for turn in range(1000):
+            lengths.observe({0: 4, ~1: 4}, {0: 4, ~1: 4}, 3.5 * cheap(2, 0), left)
+            if not lengths._budget.open:
+                return turn
+        return 1000
+
+    assert rounds_until_closed([~1]) < 100  # five bytes in place of ten, for the price of seven
+    assert rounds_until_closed([]) == 1000  # a row that always drafts: not its loss
+    lengths = DraftLengths(measured(cheap), longest=16)
+    lengths.enter(1, 16)
+    before = lengths._usual.chances(), lengths._rows[1].acceptance.chances()
+    lengths.observe({~1: 4}, {~1: 0}, 1.0, [~1])
+    assert (lengths._usual.chances(), lengths._rows[1].acceptance.chances()) == before
+
+
 def test_no_row_drafts_more_than_it_may_and_fixed_rows_are_left_alone() -> None:
     lengths = DraftLengths(measured(cheap), longest=16)
     lengths.enter(3, 2)

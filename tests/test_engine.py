@@ -441,6 +441,88 @@ def test_ignoring_the_end_goes_on_behind_it(ahead: bool) -> None:
         assert going_on.output.startswith(ending.output + b"\x00")
 
 
+def test_choices_scores_and_stops_with_rounds_under_way() -> None:
+    """Several outputs of one prompt, a prompt that is only scored, and a stop: as without."""
+    asked = [
+        submission(f"c{n}", prompt=b"p" * 70, max_tokens=30, seed=n, draft_length=3, eos=None)
+        for n in range(5)
+    ]
+    asked.append(submission("scored", prompt=b"p" * 70, max_tokens=0, echo=True, logprobs=2))
+    asked.append(replace(asked[1], request_id="one byte", prompt=b"p", max_tokens=1))
+    outputs: list[list[bytes]] = []
+    for ahead in (False, True):
+        with running(fake_decoder(slots=3, ahead=ahead)) as engine:
+            if ahead:  # a stop in the middle of what is known of the first
+                stop = outputs[0][0][12:15]
+                asked.append(replace(asked[0], request_id="stops", stops=(stop,)))
+            receivers = [Receiver() for _ in asked]
+            for request, receiver in zip(asked, receivers, strict=True):
+                engine.submit(request, receiver)
+            ends = [receiver.finished() for receiver in receivers]
+            outputs.append([receiver.output for receiver in receivers])
+            assert eventually(lambda engine=engine: engine.status().idle)  # type: ignore[misc]
+            for request, end in zip(asked, ends, strict=True):
+                assert end.speculation.drafted <= 3 * end.speculation.drafts
+                assert end.completion_tokens <= request.max_tokens
+    assert outputs[0] == outputs[1][:-1]
+    assert outputs[1][-1] == outputs[0][0][: outputs[0][0].index(stop)]
+    assert ends[-1].reason is FinishReason.STOP
+
+
+def test_a_prompt_that_fails_takes_nobody_with_it_whose_round_is_under_way() -> None:
+    decoder = fake_decoder(slots=2, ahead=True)
+    whole = decoder.begin
+
+    def begin(drafts: Any, chunks: Any = None) -> Any:
+        if chunks and decoder._rows[next(iter(chunks))].job.prompt[:1] == b"!":  # type: ignore[union-attr]
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(drafts, chunks)
+
+    decoder.begin = begin  # type: ignore[method-assign]
+    with running(decoder) as engine:
+        for turn in range(8):  # whichever byte of the first the second meets
+            first, second = Receiver(), Receiver()
+            engine.submit(
+                submission(f"a{turn}", max_tokens=20 + turn, draft_length=0, eos=None), first
+            )
+            assert first.begun.wait(20)
+            engine.submit(submission(f"b{turn}", prompt=b"!" * 30), second)
+            assert second.failed() == "the device ran out of memory"
+            assert first.done.wait(20)
+            if isinstance(first.last, Finished):
+                assert len(first.output) == 20 + turn
+        assert eventually(lambda: engine.status().idle)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_lengths_are_decided_with_rounds_under_way(ahead: bool) -> None:
+    """Short requests of mode auto one after another: each one's last round is read late."""
+    costs = RoundCosts({(b, g): 1e-3 * (1 + g / 50) for b in (1, 4) for g in (0, 4)})
+    engine = Engine(fake_decoder(ahead=ahead), INFO, costs)
+    engine.start()
+    expected = drafted = 0
+    try:
+        for index in range(30):
+            receiver = Receiver()
+            asked = replace(mixed(index % 16), request_id=f"r{index}", mode=Mode.AUTO)
+            asked = replace(asked, max_tokens=12, draft_length=4, eos=None, stops=())
+            engine.submit(asked, receiver)
+            end = receiver.finished()
+            assert end.completion_tokens == 12
+            assert end.speculation.drafted <= 4 * end.speculation.drafts
+            drafted += end.speculation.drafted
+            expected += end.speculation.rounds
+        assert eventually(lambda: engine.status().idle)
+        figures = engine.figures()
+    finally:
+        engine.stop()
+    assert drafted > 0
+    # a round too many for each request at most
+    assert expected <= sum(figures.draft_lengths) <= expected + 30 * ahead
+    (latency,) = (tally for tally in figures.per_byte.values() if tally.total)
+    assert sum(latency.counts) == 30 * 12
+
+
 def test_what_rounds_took_is_told() -> None:
     costs = RoundCosts({(1, 0): 1e-3, (1, 4): 2e-3, (4, 0): 2e-3, (4, 4): 4e-3})
     engine = Engine(fake_decoder(), INFO, costs)

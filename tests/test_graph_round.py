@@ -110,6 +110,15 @@ def test_a_round_may_be_begun_before_the_one_before_it_is_read() -> None:
     assert len({len(r.output) for r in rounds}) > 1
 
 
+def test_drafts_beyond_a_row_s_end_are_not_counted() -> None:
+    decoder = fake_graph_decoder(always_right, 1)
+    decoder.open(0, Job(b"a", 8, SamplingParams(), draft_length=4))
+    reads = [decoder.begin({0: 4}) for _ in range(3)]
+    rounds = [read()[0] for read in reads]
+    assert [(len(r.output), r.drafted, r.accepted) for r in rounds[:2]] == [(5, 4, 4), (3, 2, 2)]
+    assert (rounds[2].drafted, rounds[2].accepted) == (0, 0)
+
+
 def test_the_twins_of_inputs_and_results_take_turns() -> None:
     decoder = fake_graph_decoder(sometimes_right, 2)
     rounds = decoder.run_round

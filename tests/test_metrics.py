@@ -8,10 +8,10 @@ import pytest
 from fake_engine import STATUS, TIMING, Client, FakeEngine, finished, say
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.ledger import BOUNDS, PHASES, Figures, per_byte_tallies
+from server.ledger import BOUNDS, PHASES, Figures
 from server.memory import GpuMemory
 from server.messages import Event, Failed, FinishReason, Mode, Progress
-from server.tally import Tally
+from server.tally import Tally, per_byte_tallies
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
