@@ -223,8 +223,8 @@ class DraftLengths:
     """Among so many rows whose drafts could hardly pay one may draft all the same."""
     PLAIN_EVERY, PLAIN = 400, 6
     """While rows draft, so many rounds among so many are plain: what they cost is the yardstick."""
-    LOOK_EVERY = 4
-    """While nobody drafts one round in so many is timed."""
+    LOOK_EVERY = 8
+    """While nobody drafts one round in so many is observed."""
     SETTLING = 2
     """The first of them are not timed: a round behind one of another length takes longer."""
 
@@ -249,6 +249,11 @@ class DraftLengths:
         else:
             self._decided = False
         self._rows[slot] = row
+
+    @property
+    def rows(self) -> int:
+        """How many there are to decide for."""
+        return len(self._rows)
 
     def worth_watching(self, rows: int) -> bool:
         """Whether a row that begins to decode among so many may ever draft.
@@ -291,6 +296,13 @@ class DraftLengths:
                 return dict.fromkeys(self._rows, 0)
         return {slot: row.next_length() for slot, row in self._rows.items()}
 
+    def looks(self, lengths: Mapping[int, int]) -> bool:
+        """Whether a round that was planned so is to be observed: looking takes time too."""
+        if self._drafting or any(lengths.values()):
+            return True
+        self._unseen += 1
+        return self._unseen >= self.LOOK_EVERY
+
     def observe(
         self,
         lengths: Mapping[int, int],
@@ -313,10 +325,6 @@ class DraftLengths:
                         self._rows[slot].acceptance.observe(drafted, results[slot])
         if seconds is None or not lengths:
             return
-        if not (drafts or self._drafting):  # looking at rounds takes time too
-            self._unseen += 1
-            if self._unseen < self.LOOK_EVERY:
-                return
         passed, self._unseen = max(1, self._unseen), 0
         settled = self._settling == 0
         self._settling = self.SETTLING if drafts else max(0, self._settling - 1)

@@ -118,17 +118,19 @@ class _Row:
         """
         submission = self.submission
         fresh = result.output[:-1] if result.ended else result.output
-        self.held_logprobs += result.logprobs[: len(fresh)]
+        if result.logprobs:
+            self.held_logprobs += result.logprobs[: len(fresh)]
         output, stopped = self.matcher.feed(fresh)
-        # what lies behind a stop counts neither as output nor as accepted
-        accepted = min(result.accepted, len(result.output) - self.matcher.surplus)
         self.rounds += 1
-        self.drafts += result.drafted > 0
-        self.drafted += result.drafted
-        self.accepted += accepted
-        self.per_position += [0] * (result.drafted - len(self.per_position))
-        for position in range(accepted):
-            self.per_position[position] += 1
+        if result.drafted:
+            # what lies behind a stop counts neither as output nor as accepted
+            accepted = min(result.accepted, len(result.output) - self.matcher.surplus)
+            self.drafts += 1
+            self.drafted += result.drafted
+            self.accepted += accepted
+            self.per_position += [0] * (result.drafted - len(self.per_position))
+            for position in range(accepted):
+                self.per_position[position] += 1
         self.generated += len(fresh)
         kept = len(fresh) - self.matcher.surplus
         per_byte.observe((now - self.emitted) / len(result.output), kept)
@@ -146,6 +148,8 @@ class _Row:
     def _release(self, output: bytes) -> tuple[ByteLogprob, ...]:
         """Counts output on its way out; its log-probabilities, if wanted."""
         self.released += len(output)
+        if not self.held_logprobs:
+            return ()
         scores, self.held_logprobs = (
             tuple(self.held_logprobs[: len(output)]),
             self.held_logprobs[len(output) :],
@@ -272,10 +276,13 @@ class Scheduler:
                     row.entered = True
                     self._lengths.enter(slot, row.submission.draft_length)
         if self._lengths:
-            fixed = [n for slot, n in drafts.items() if not self._running[slot].decides]
-            chosen = self._lengths.plan(fixed)
-            drafts.update(chosen)
-            chosen |= {slot: 0 for slot in drafts if self._running[slot].stays_plain}
+            if self._lengths.rows:
+                fixed = [n for slot, n in drafts.items() if not self._running[slot].decides]
+                chosen = self._lengths.plan(fixed)
+                drafts.update(chosen)
+            for slot in drafts:
+                if self._running[slot].stays_plain:
+                    chosen[slot] = 0
         rows = {slot: self._running[slot] for slot in (*drafts, *chunks)}
         return Plan(closing, tuple(opening), tuple(forks), drafts, chunks, chosen, rows)
 
@@ -311,7 +318,7 @@ class Scheduler:
         """
         deliveries: Deliveries = []
         gone = self.gone(plan)
-        if self._lengths and plan.drafts:
+        if self._lengths and plan.drafts and self._lengths.looks(plan.drafts):
             # a slot may be another row's by now: the one that left has a number below 0
             decoded = {~slot if slot in gone else slot: results[slot] for slot in plan.drafts}
             left = [~slot for slot in gone if slot in plan.chosen]

@@ -26,6 +26,8 @@ class StopMatcher:
 
     def feed(self, content: bytes) -> tuple[bytes, bool]:
         """Bytes that are certain to be output, and whether a stop string has been found."""
+        if not self._stops:
+            return content, False
         text = self._held + content
         skip = max(0, self._least - self._released)
         starts = [(text.find(stop, skip), len(stop)) for stop in self._stops]
