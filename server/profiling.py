@@ -2,6 +2,9 @@
 
 import logging
 import time
+from collections import deque
+from collections.abc import Callable
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -11,12 +14,12 @@ from specdec.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
 
-ROUNDS = 9
-"""Of each kind, each behind some of its own: after a round of another length it takes longer."""
-BEGUN = 3
-"""Rounds for each that is timed."""
+TURNS, SETTLING, TIMED = 3, 4, 5
+"""Rounds of each kind come in so many turns, of some that are not timed and some that are: after
+rounds of another length the first few take up to twice as long."""
 PLACE = 128
 """Rows are measured with about so many bytes behind them."""
+_ROUNDS = TURNS * (SETTLING + TIMED)
 LONGEST_S = 20.0
 """No further row counts are measured after so long: what was measured is extrapolated."""
 
@@ -32,13 +35,13 @@ def measure_costs(decoder: Decoder[Any]) -> dict[tuple[int, int], float]:
     # as many lengths as a row has room for, every draft accepted
     lengths, needed = [], 0
     for gamma in LENGTHS:
-        needed += BEGUN * ROUNDS * (gamma + 1)
+        needed += _ROUNDS * (gamma + 1)
         if gamma > decoder.drafter.longest or needed >= decoder.context:
             break
         lengths.append(gamma)
     if not lengths:
         return {}
-    output = BEGUN * ROUNDS * sum(gamma + 1 for gamma in lengths)
+    output = _ROUNDS * sum(gamma + 1 for gamma in lengths)
     prompt = b"\n" * min(PLACE, decoder.context - output)
     began = time.monotonic()
     measured: dict[tuple[int, int], float] = {}
@@ -52,10 +55,9 @@ def measure_costs(decoder: Decoder[Any]) -> dict[tuple[int, int], float]:
                 decoder.step({}, {slot: size})
         # in turns, so that what else the machine does falls on all lengths alike
         seconds: dict[int, list[float]] = {gamma: [] for gamma in lengths}
-        for _ in range(ROUNDS):
+        for _ in range(TURNS):
             for gamma in lengths:
-                drafts = dict.fromkeys(range(rows), gamma)
-                seconds[gamma].append(_seconds(decoder, drafts))
+                seconds[gamma] += _seconds(decoder, dict.fromkeys(range(rows), gamma))
         measured |= {(rows, gamma): median(values) for gamma, values in seconds.items()}
         for slot in range(rows):
             decoder.close(slot)
@@ -74,19 +76,15 @@ def _row_counts(slots: int) -> list[int]:
     return counts if counts[-1] == slots else [*counts, slots]
 
 
-def _seconds(decoder: Decoder[Any], drafts: dict[int, int]) -> float:
-    """Of a round between others, begun when the engine would."""
-    if not decoder.ahead:
-        for _ in range(BEGUN - 1):
-            decoder.step(drafts)
-        began = time.perf_counter()
-        decoder.step(drafts)
-        return time.perf_counter() - began
-    first, second = decoder.begin(drafts), decoder.begin(drafts)
-    first()
-    began = time.perf_counter()
-    third = decoder.begin(drafts)
-    second()
-    seconds = time.perf_counter() - began
-    third()
-    return seconds
+def _seconds(decoder: Decoder[Any], drafts: dict[int, int]) -> list[float]:
+    """From the end of a round to the end of the next, each begun when the engine would."""
+    begun: deque[Callable[[], object]] = deque()
+    ends = []
+    for _ in range(SETTLING + TIMED):
+        begun.append(decoder.begin(drafts))
+        if len(begun) > decoder.ahead:
+            begun.popleft()()
+            ends.append(time.perf_counter())
+    for read in begun:
+        read()
+    return [end - before for before, end in pairwise(ends[SETTLING - 1 :])]

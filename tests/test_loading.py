@@ -147,7 +147,7 @@ def test_a_short_context_times_fewer_lengths(context: int) -> None:
         dtype=torch.float64,
     )
     measured = measure_costs(decoder)
-    assert {rows for rows, _ in measured} == ({1, 2} if context > 2 else set())
+    assert {rows for rows, _ in measured} == ({1, 2} if context > 20 else set())
     assert all(seconds > 0 for seconds in measured.values())
     lengths = sorted({gamma for _, gamma in measured})
-    assert lengths == {2: [], 20: [0], 60: [0, 1], 120: [0, 1, 2]}[context]
+    assert lengths == {2: [], 20: [], 60: [0], 120: [0, 1]}[context]
