@@ -115,6 +115,24 @@ def test_nothing_waits_for_the_device_inside_a_round(parallel: bool) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
+def test_beginning_a_round_waits_for_nothing() -> None:
+    """Not even where noise is made: two rounds are begun before the first is read."""
+    decoder = _decoder(True, torch.bfloat16)
+    job = Job(b"a", 120, SamplingParams(temperature=1.0), seed=4, draft_length=5)
+    (alone,) = generate(decoder, [job])  # graphs and buffers are there from now on
+    decoder.open(0, job)
+    torch.cuda.synchronize()
+    results, begun = [], [decoder.begin({0: 5})]
+    while sum(len(result.output) for result in results) < 100:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            begun.append(decoder.begin({0: 5}))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        results.append(begun.pop(0)()[0])
+    assert alone.output.startswith(b"".join(result.output for result in results))
+
+
 def test_graphs_are_bounded_in_number_and_their_bytes_stay(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
