@@ -1,6 +1,7 @@
 """The endpoints, with an engine that plays scripts."""
 
 import base64
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -91,6 +92,7 @@ def test_a_submission_has_everything_decided() -> None:
         eos=0,
         stops=(b"a", b"\x00"),
         timeout_s=600.0,
+        interval_s=math.inf,
     )
 
 
