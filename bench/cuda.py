@@ -14,7 +14,6 @@ import json
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from bench.report import machine, quartiles, write_json
 from bench.served import random_checkpoint
 from specdec.build import Model, build_decoder
 from specdec.checkpoint import load_model, load_prophet
-from specdec.decoder import Decoder, Job, generate
+from specdec.decoder import Decoder, Job, generate, run_rounds
 from specdec.graph_round import GraphRounds
 from specdec.invariance import measure_invariance
 from specdec.sampling import SamplingParams
@@ -56,17 +55,6 @@ def _seconds(work: Callable[[], object], repeats: int) -> float:
     return quartiles(times)[1]
 
 
-def run_rounds(decoder: Decoder[Model], rows: dict[int, int], count: int) -> None:
-    """Begun as the engine begins them: one ahead where that is the decoder's way."""
-    begun: deque[Callable[[], object]] = deque()
-    for _ in range(count):
-        begun.append(decoder.begin(rows))
-        if len(begun) > decoder.ahead:
-            begun.popleft()()
-    for read in begun:
-        read()
-
-
 def base_speed(decoder: Decoder[Model], prompts: list[bytes], batch: int, tokens: int) -> float:
     """Bytes a second of plain decoding, prompts consumed before; median of five."""
     speeds = []
@@ -80,7 +68,7 @@ def base_speed(decoder: Decoder[Model], prompts: list[bytes], batch: int, tokens
         rows = dict.fromkeys(range(batch), 0)
         torch.cuda.synchronize()
         began = time.perf_counter()
-        run_rounds(decoder, rows, tokens)
+        list(run_rounds(decoder, rows, tokens))
         speeds.append(batch * tokens / (time.perf_counter() - began))
         for slot in range(batch):
             decoder.close(slot)
@@ -101,10 +89,10 @@ def profiled(decoder: Decoder[Model], batch: int, gamma: int, rounds: int = 20) 
         decoder.step(rows)
     torch.cuda.synchronize()
     began = time.perf_counter()
-    run_rounds(decoder, rows, rounds // 2)
+    list(run_rounds(decoder, rows, rounds // 2))
     wall = (time.perf_counter() - began) / (rounds // 2)
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
-        run_rounds(decoder, rows, rounds // 2)
+        list(run_rounds(decoder, rows, rounds // 2))
         torch.cuda.synchronize()
     for slot in range(batch):
         decoder.close(slot)

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -204,30 +204,31 @@ class Engine:
         """An exception in a round fails the rows that it touched, and those alone."""
         for slot in plan.close:
             self._free(slot)
+        refused = set()
         for slot, submission in plan.open:
             try:
                 self._decoder.open(slot, _job(submission))
                 self._open.add(slot)
             except ValueError as error:
+                refused.add(slot)
                 deliveries += self._scheduler.fail([slot], str(error))
             except Exception as error:
+                refused.add(slot)
                 self._decoder.close(slot)
                 deliveries += self._scheduler.fail([slot], self._excuse(error))
-        forks = [(slot, source) for slot, source in plan.forks if slot in self._open]
-        drafts = {slot: n for slot, n in plan.drafts.items() if slot in self._open}
-        chunks = {slot: n for slot, n in plan.chunks.items() if slot in self._open}
-        plan = replace(plan, drafts=drafts, chunks=chunks)
+        if refused:
+            plan = plan.without(refused)
         read: Read | None = None
         began = time.monotonic()
         try:
-            for slot, source in forks:
+            for slot, source in plan.forks:
                 self._decoder.fork(source, slot)
-            if drafts or chunks:
-                read = self._decoder.begin(drafts, chunks)
+            if plan.drafts or plan.chunks:
+                read = self._decoder.begin(plan.drafts, plan.chunks)
         except Exception as error:
-            forked = (slot for slot, _ in forks)
+            forked = (slot for slot, _ in plan.forks)
             message = self._excuse(error)
-            deliveries += self._scheduler.fail([*forked, *drafts, *chunks], message)
+            deliveries += self._scheduler.fail([*forked, *plan.drafts, *plan.chunks], message)
             return None
         return _Begun(plan, read, began)
 

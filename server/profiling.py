@@ -2,14 +2,12 @@
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from server.draft_lengths import LENGTHS
-from specdec.decoder import Decoder, Job
+from specdec.decoder import Decoder, Job, run_rounds
 from specdec.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -78,13 +76,5 @@ def _row_counts(slots: int) -> list[int]:
 
 def _seconds(decoder: Decoder[Any], drafts: dict[int, int]) -> list[float]:
     """From the end of a round to the end of the next, each begun when the engine would."""
-    begun: deque[Callable[[], object]] = deque()
-    ends = []
-    for _ in range(SETTLING + TIMED):
-        begun.append(decoder.begin(drafts))
-        if len(begun) > decoder.ahead:
-            begun.popleft()()
-            ends.append(time.perf_counter())
-    for read in begun:
-        read()
+    ends = [time.perf_counter() for _ in run_rounds(decoder, drafts, SETTLING + TIMED)]
     return [end - before for before, end in pairwise(ends[SETTLING - 1 :])]

@@ -9,7 +9,7 @@ requests' events.
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from server.draft_lengths import DraftLengths
@@ -50,6 +50,15 @@ class Plan:
     @property
     def empty(self) -> bool:
         return not (self.close or self.open or self.forks or self.drafts or self.chunks)
+
+    def without(self, slots: Collection[int]) -> "Plan":
+        """The same of the rows in other slots."""
+        return replace(
+            self,
+            forks=tuple(fork for fork in self.forks if fork[0] not in slots),
+            drafts={slot: n for slot, n in self.drafts.items() if slot not in slots},
+            chunks={slot: n for slot, n in self.chunks.items() if slot not in slots},
+        )
 
 
 class _Row:

@@ -5,7 +5,7 @@ Knows no queue and no request: that is a scheduler's work, and `generate` below 
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -153,7 +153,7 @@ class Decoder(Generic[Model]):
         """Begins a round; what is returned is to be called once, in order, and gives its results.
 
         Another round may be begun before, one at most.  A row that this one ends gets bytes of it
-        that are to be thrown away; drafts of the row's last round may be too many.
+        that are to be thrown away.
         """
         decodes = [self._decode(slot, wanted) for slot, wanted in drafts.items()]
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
@@ -292,6 +292,19 @@ class Output:
     @property
     def accepted(self) -> int:
         return sum(result.accepted for result in self.results)
+
+
+def run_rounds(
+    decoder: Decoder[Any], drafts: Mapping[int, int], count: int
+) -> Iterator[dict[int, RowResult]]:
+    """So many rounds of the same rows, each begun when it had better be (see `Decoder.ahead`)."""
+    begun: deque[Callable[[], dict[int, RowResult]]] = deque()
+    for _ in range(count):
+        begun.append(decoder.begin(drafts))
+        if len(begun) > decoder.ahead:
+            yield begun.popleft()()
+    for read in begun:
+        yield read()
 
 
 def generate(decoder: Decoder[Any], jobs: Sequence[Job]) -> list[Output]:

@@ -38,11 +38,17 @@ class Pipe:
         self.sent.append(message)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """One number: the time that outboxes see."""
+    time_now = [100.0]
+    monkeypatch.setattr("server.engine_process.time.monotonic", lambda: time_now[0])
+    return time_now
+
+
 def test_events_of_short_rounds_wait_for_one_another_but_the_first_and_the_last(
-    monkeypatch: pytest.MonkeyPatch,
+    clock: list[float],
 ) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("server.engine_process.time.monotonic", lambda: clock[0])
     pipe = Pipe()
     outbox = _Outbox(pipe)  # type: ignore[arg-type]
     deliver = outbox.of(submission("a"))
@@ -72,10 +78,8 @@ def test_events_of_short_rounds_wait_for_one_another_but_the_first_and_the_last(
 
 
 def test_output_waits_as_long_as_its_client_and_no_longer_than_others_allow(
-    monkeypatch: pytest.MonkeyPatch,
+    clock: list[float],
 ) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("server.engine_process.time.monotonic", lambda: clock[0])
     pipe = Pipe()
     outbox = _Outbox(pipe)  # type: ignore[arg-type]
     whole, slow, live = (
