@@ -4,7 +4,8 @@ A turn decodes the same prompts with the same seeds once in every mode, in an or
 from turn to turn; outputs are compared.  Ratios to base are paired by turn; the lower bound is that
 of the 95 % interval of their median, from their order alone (sign test), so that a turn which
 something else held up counts like any other.  Base itself is held against an engine
-that has no prophet, which is asked in the same turns.
+that has no prophet, which is asked in the same turns; auto also against itself with the prophet
+alone, and with what is looked up in the text alone.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from server.messages import Event, Finished, Mode, Progress, Submission
 from server.settings import Settings
 from specdec.sampling import SamplingParams
 
-BARE = "no prophet"
+BARE, PROPHET, LOOKUP = "no prophet", "prophet alone", "lookup alone"
 
 
 class Receiver:
@@ -46,7 +47,13 @@ class Receiver:
 
 
 def run(
-    engine: Engine, prompts: list[bytes], mode: Mode, most: int, temperature: float, tokens: int
+    engine: Engine,
+    prompts: list[bytes],
+    mode: Mode,
+    most: int,
+    lookup: int,
+    temperature: float,
+    tokens: int,
 ) -> tuple[float, list[bytes], float]:
     """Seconds until all are done, their outputs, and bytes per round."""
     _forget(engine, len(prompts))
@@ -54,8 +61,20 @@ def run(
     params = SamplingParams(temperature=temperature)
     began = time.perf_counter()
     for index, (prompt, receiver) in enumerate(zip(prompts, receivers, strict=True)):
-        name = f"{index}"
-        engine.submit(Submission(name, prompt, tokens, params, index, mode, most, None), receiver)
+        engine.submit(
+            Submission(
+                f"{index}",
+                prompt,
+                tokens,
+                params,
+                index,
+                mode,
+                most,
+                eos=None,
+                lookup_length=lookup,
+            ),
+            receiver,
+        )
     for receiver in receivers:
         receiver.done.wait()
     seconds = time.perf_counter() - began
@@ -118,8 +137,10 @@ def main(arguments: list[str]) -> int:
         "domain  batch  temp    base B/s    auto B/s  ratio [lower 95 %]  best fixed γ  auto/best"
         "  base/no prophet [lower 95 %]"
     )
-    modes = {"base": (Mode.BASE, 0), "auto": (Mode.AUTO, engine.info.longest_draft)}
-    modes |= {str(n): (Mode.SPECULATIVE, n) for n in options.draft_length}
+    most, lookup = engine.info.longest_draft, engine.info.longest_lookup
+    modes = {"base": (Mode.BASE, 0, 0), "auto": (Mode.AUTO, most, lookup)}
+    modes |= {str(n): (Mode.SPECULATIVE, n, 0) for n in options.draft_length}
+    modes |= {PROPHET: (Mode.AUTO, most, 0), LOOKUP: (Mode.AUTO, 0, lookup)}
     modes[BARE] = modes["base"]
     results, differing = [], 0
     for domain in options.domain:
@@ -169,7 +190,7 @@ def _row(
 ) -> dict[str, object]:
     """The best fixed length is the one with the best median, plain decoding among them."""
     middle = {name: statistics.median(values) for name, values in seconds.items()}
-    fixed = min((name for name in middle if name not in ("auto", BARE)), key=middle.__getitem__)
+    fixed = min((n for n in middle if n == "base" or n.isdecimal()), key=middle.__getitem__)
     ratios = [a / b for a, b in zip(seconds["base"], seconds["auto"], strict=True)]
     against = [a / b for a, b in zip(seconds[fixed], seconds["auto"], strict=True)]
     to_bare = [a / b for a, b in zip(seconds[BARE], seconds["base"], strict=True)]

@@ -81,8 +81,8 @@ def measure(
             drafted += b.drafted
             accepted += b.accepted
             emitted += len(b.output)
-            for result in b.results:
-                for position in range(result.accepted):
+            for tried in (each for result in b.results for each in result.rounds):
+                for position in range(tried.accepted):
                     per_position[position] += 1
     return {
         "batch": batch,

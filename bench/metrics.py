@@ -9,10 +9,10 @@ import pickle
 import timeit
 from collections.abc import Callable
 
-from server.draft_lengths import RoundCosts
 from server.ledger import Ledger
 from server.messages import Mode, Progress, Submission
 from server.metrics import Metrics, RequestMeter
+from server.round_costs import RoundCosts
 from server.tally import per_byte_tallies
 from specdec.round import RowResult, Seconds
 from specdec.sampling import SamplingParams

@@ -25,12 +25,15 @@ class Usage(BaseModel):
 
 
 class SpeculationFigures(BaseModel):
-    """Rounds are passes of the model that wrote bytes; on the base path nothing is drafted."""
+    """Rounds are passes of the model that wrote bytes; on the base path nothing is drafted.  What
+    was looked up in the text is a part of what was drafted and accepted."""
 
     rounds: int
     drafted: int
     accepted: int
     accepted_per_position: list[int]
+    lookup_drafted: int
+    lookup_accepted: int
     mean_bytes_per_round: float
 
     @classmethod
@@ -41,6 +44,8 @@ class SpeculationFigures(BaseModel):
             drafted=speculation.drafted,
             accepted=speculation.accepted,
             accepted_per_position=list(speculation.accepted_per_position),
+            lookup_drafted=speculation.lookup_drafted,
+            lookup_accepted=speculation.lookup_accepted,
             mean_bytes_per_round=count / speculation.rounds if speculation.rounds else 0.0,
         )
 
@@ -122,6 +127,7 @@ class Version(BaseModel):
     max_batch: int
     eos: int | None
     longest_draft: int
+    longest_lookup: int
     parameters: int
     prophet_parameters: int
     cache_bytes: int

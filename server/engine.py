@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from server.draft_lengths import DraftLengths, RoundCosts
+from server.draft_lengths import DraftLengths
 from server.ledger import Figures, Ledger
 from server.memory import gpu_memory
 from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
+from server.round_costs import RoundCosts
 from server.scheduler import Deliveries, Plan, Scheduler
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
-from specdec.round import RowResult
+from specdec.round import MOST_ROUNDS, RowResult
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class Engine:
         self.info = info
         self._decoder = decoder
         lengths = DraftLengths(costs, info.longest_draft) if costs else None
-        self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK, lengths)
+        rounds = MOST_ROUNDS if decoder.in_core else 1
+        self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK, lengths, rounds)
         self._ledger = Ledger(costs)
         self._inbox: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
         self._deliver: dict[str, Deliver] = {}
@@ -224,7 +226,7 @@ class Engine:
             for slot, source in plan.forks:
                 self._decoder.fork(source, slot)
             if plan.drafts or plan.chunks:
-                read = self._decoder.begin(plan.drafts, plan.chunks)
+                read = self._decoder.begin(plan.drafts, plan.chunks, plan.lookups, plan.rounds)
         except Exception as error:
             forked = (slot for slot, _ in plan.forks)
             message = self._excuse(error)
@@ -238,20 +240,22 @@ class Engine:
         try:
             if begun.read is not None:
                 results = begun.read()
-                self._rounds += 1
+                self._rounds += len(self._decoder.elapsed) or 1
                 self._failures = 0
         except Exception as error:
             return self._scheduler.fail_round(plan, self._excuse(error))
         now = time.monotonic()
+        # what the host does between rounds is a part of what they cost
+        whole = now - self._busy_since if self._busy_since else None
+        elapsed = self._decoder.elapsed or ((whole,) if whole else ())
         if begun.read is not None:
             # of a round begun ahead counts what it took alone
-            seconds, spent = now - max(begun.began, self._busy_since), self._decoder.seconds
+            seconds = now - max(begun.began, self._busy_since)
             gone = self._scheduler.gone(plan) if self._decoder.ahead else ()
-            self._ledger.enter(results, plan.chosen, bool(plan.chunks), seconds, spent, gone)
-        # what the host does between rounds is a part of what a round costs
-        whole = now - self._busy_since if self._busy_since else None
+            spent, consumes = self._decoder.seconds, bool(plan.chunks)
+            self._ledger.enter(results, plan.chosen, consumes, seconds, spent, gone, elapsed)
         self._busy_since = now
-        return self._scheduler.apply(plan, results, now, whole)
+        return self._scheduler.apply(plan, results, now, whole, elapsed)
 
     def _excuse(self, error: Exception) -> str:
         """What requests are told of a failure that is not theirs; the log has the rest."""

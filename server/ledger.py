@@ -4,12 +4,13 @@ A round may be over in 0.3 ms, so entering one costs a few list operations and w
 reader does.  Plain Python, no clock, no tensors.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
-from server.draft_lengths import RoundCosts
 from server.memory import GpuMemory
 from server.messages import Mode
+from server.round_costs import RoundCosts
 from server.tally import Tally, buckets, per_byte_tallies
 from specdec.config import LONGEST_DRAFT
 from specdec.round import RowResult, Seconds
@@ -29,7 +30,7 @@ def _tallies() -> dict[str, Tally]:
 class Figures:
     """Totals since start, and what is held at the moment.
 
-    `draft_lengths` counts the rounds of rows in mode auto by the length chosen.  `decode_s` is what
+    `draft_lengths` counts the rounds of rows in mode auto by what was drafted.  `decode_s` is what
     rounds took that only decoded, `base_s` what the same bytes would have by plain rounds, as
     estimated from measured costs; both 0 where costs were not measured.
     """
@@ -63,33 +64,38 @@ class Ledger:
     def enter(
         self,
         results: Mapping[int, RowResult],
-        chosen: Mapping[int, int],
+        chosen: Collection[int],
         consumes: bool,
         seconds: float,
         spent: Seconds,
         gone: Collection[int] = (),
+        elapsed: Sequence[float] = (),
     ) -> None:
-        """A round took `seconds` on the host's clock, of which so many were `spent` on its parts.
+        """Rounds took `seconds` on the host's clock, of which so many were `spent` on their parts;
+        and each by itself, if that is known.
 
-        `chosen` are the draft lengths of rows that left them open; `consumes` tells that some rows
-        consumed prompt; what came for rows that are `gone` is nobody's.
+        `chosen` are the slots of rows that left their draft lengths open; `consumes` tells that
+        some rows consumed prompt; what came for rows that are `gone` is nobody's.
         """
-        size = drafted = 0
-        for slot, result in results.items():
-            if slot not in gone:
-                size += len(result.output)
-            drafted += result.drafted
+        size = sum(len(result.output) for slot, result in results.items() if slot not in gone)
+        rounds = len(elapsed) or 1
         draft, verify, accept = spent
         if verify:
-            (self._prefill if consumes else self._verify).observe(verify)
-            self._accept.observe(accept)
-            self._host.observe(max(0.0, seconds - draft - verify - accept))
-            if drafted:
-                self._draft.observe(draft)
-        for length in chosen.values():
-            self._lengths[length] += 1
+            host = max(0.0, seconds - draft - verify - accept)
+            (self._prefill if consumes else self._verify).observe(verify / rounds, rounds)
+            self._accept.observe(accept / rounds, rounds)
+            self._host.observe(host / rounds, rounds)
+            if any(result.drafted for result in results.values()):
+                # of several rounds those in which a prophet drafted
+                tries = zip_longest(*(result.rounds for result in results.values()))
+                drafting = sum(any(t and t.drafted and t.tier < 0 for t in them) for them in tries)
+                if drafting:
+                    self._draft.observe(draft / drafting, drafting)
+        for slot in chosen:
+            for tried in results[slot].rounds:
+                self._lengths[tried.drafted] += 1
         if self._costs and not consumes:
-            self._decode_s += seconds
+            self._decode_s += sum(elapsed) if elapsed else seconds
             rows = len(results)
             self._bytes[rows] = self._bytes.get(rows, 0) + size
 

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from server.draft_lengths import LENGTHS, RoundCosts
+from server.draft_lengths import LENGTHS
 from server.engine import Engine
 from server.messages import EngineInfo, Exactness
 from server.profiling import measure_costs
@@ -89,8 +89,8 @@ def load_engine(settings: Settings) -> Engine:
     if isinstance(decoder.run_round, GraphRounds):
         decoder.run_round.prepare()
     _warm_up(decoder, min(settings.draft_length, longest_draft))
-    measured = measure_costs(decoder) if decoder.drafter else {}
-    costs = RoundCosts(measured) if measured else None
+    longest_lookup = settings.lookup_length if decoder.in_core else 0
+    costs = measure_costs(decoder, longest_lookup)
     info = EngineInfo(
         model_name=settings.checkpoint.resolve().name,
         device=str(device),
@@ -100,6 +100,7 @@ def load_engine(settings: Settings) -> Engine:
         max_batch=slots,
         eos=model.config.eos_token_id,
         longest_draft=longest_draft,
+        longest_lookup=longest_lookup if costs else 0,
         parameters=sum(p.numel() for p in model.parameters()),
         prophet_parameters=sum(p.numel() for p in prophet.parameters()) if prophet else 0,
         cache_bytes=(slots + spare) * each,

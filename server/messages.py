@@ -41,11 +41,12 @@ class Exactness(StrEnum):
 class Submission:
     """One text to continue.  `request_id` is unique among the requests in flight.
 
-    `draft_length` is 0 for base, what each round drafts for speculative, and the most that one may
-    for auto.  `stops` are byte strings that end the output and are left out of it; `eos` is the
-    model's end-of-document byte unless the request ignores it.  `timeout_s` after it was submitted
-    the request ends with what it has, waiting or running.  With `echo` the output begins with the
-    prompt.  `logprobs` wants log-probabilities of the output, and of so many alternatives.
+    `draft_length` is 0 for base, what each round drafts for speculative, and the most that the
+    prophet may for auto; `lookup_length` the most that auto may look up in the text.  `stops` are
+    byte strings that end the output and are left out of it; `eos` is the model's end-of-document
+    byte unless the request ignores it.  `timeout_s` after it was submitted the request ends with
+    what it has, waiting or running.  With `echo` the output begins with the prompt.  `logprobs`
+    wants log-probabilities of the output, and of so many alternatives.
     `interval_s`: output is wanted in pieces of so many seconds, 0: as it comes, inf: at the end.
     """
 
@@ -62,6 +63,7 @@ class Submission:
     echo: bool = False
     logprobs: int | None = None
     interval_s: float = 0.0
+    lookup_length: int = 0
 
     @property
     def scores_prompt(self) -> bool:
@@ -73,7 +75,8 @@ class Speculation:
     """What drafting did for one request.
 
     `rounds` are passes of the model that emitted bytes, `drafts` those of them that had a draft to
-    verify, `drafted` the bytes drafted.
+    verify, `drafted` the bytes drafted; of these and of those `accepted` so many were looked up in
+    the text.
     """
 
     rounds: int = 0
@@ -81,6 +84,8 @@ class Speculation:
     drafted: int = 0
     accepted: int = 0
     accepted_per_position: tuple[int, ...] = ()
+    lookup_drafted: int = 0
+    lookup_accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,8 @@ class EngineInfo:
     eos: int | None
     longest_draft: int
     """0 without a prophet."""
+    longest_lookup: int
+    """What mode auto looks up at most, 0: nothing."""
     parameters: int
     prophet_parameters: int
     cache_bytes: int

@@ -74,6 +74,12 @@ class Metrics:
             "position",
             "mode",
         )
+        self.looked_up = self._counter(
+            "lookup_draft_tokens", "Bytes drafted that were looked up in the text, by mode auto."
+        )
+        self.lookups_accepted = self._counter(
+            "lookup_accepted_tokens", "Bytes accepted of those that were looked up in the text."
+        )
         self.rounds = self._counter(
             "request_rounds", "Passes of the model that wrote bytes, a row each.", "mode"
         )
@@ -186,6 +192,8 @@ class RequestMeter:
             metrics.drafts.labels(mode).inc(speculation.drafts)
             metrics.drafted.labels(mode).inc(speculation.drafted)
             metrics.accepted.labels(mode).inc(speculation.accepted)
+            metrics.looked_up.inc(speculation.lookup_drafted)
+            metrics.lookups_accepted.inc(speculation.lookup_accepted)
             for position, accepted in enumerate(speculation.accepted_per_position):
                 metrics.accepted_at.labels(str(position), mode).inc(accepted)
         # how long a client stayed before it left says nothing of the server
@@ -309,6 +317,7 @@ class _EngineCollector(Collector):
             "parameters": str(info.parameters),
             "prophet_parameters": str(info.prophet_parameters),
             "longest_draft": str(info.longest_draft),
+            "longest_lookup": str(info.longest_lookup),
         }
         build = {
             "version": version("specdec"),

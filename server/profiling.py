@@ -2,71 +2,100 @@
 
 import logging
 import time
-from itertools import pairwise
+from collections import defaultdict
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from server.draft_lengths import LENGTHS
-from specdec.decoder import Decoder, Job, run_rounds
+from server.round_costs import RoundCosts
+from specdec.decoder import LONGEST_CHUNK, Decoder, Job, run_rounds
+from specdec.lookup import NO_LOOKUP, TIERS, Lookup
 from specdec.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
 
-TURNS, SETTLING, TIMED = 3, 4, 5
-"""Rounds of each kind come in so many turns, of some that are not timed and some that are: after
-rounds of another length the first few take up to twice as long."""
+TURNS, TIMED = 3, 6
+"""Rounds of each kind come in so many turns, of so many that are timed."""
+SETTLING = 24
+"""Those of the first so many places are not, two rounds at least: behind rounds of another length
+they take up to twice as long."""
 PLACE = 128
 """Rows are measured with about so many bytes behind them."""
-_ROUNDS = TURNS * (SETTLING + TIMED)
 LONGEST_S = 20.0
 """No further row counts are measured after so long: what was measured is extrapolated."""
 
+_Kind = tuple[int, bool]
+"""Of a round: how many drafts, and whether they are looked up instead of drafted by the prophet."""
 
-def measure_costs(decoder: Decoder[Any]) -> dict[tuple[int, int], float]:
-    """Seconds of a round of b rows with γ drafts each, for some b up to all slots.
 
-    Of none where the context is too short to time one.
+def measure_costs(decoder: Decoder[Any], longest_lookup: int) -> RoundCosts | None:
+    """What rounds of b rows with γ drafts each take, for some b up to all slots: of drafts of the
+    prophet's, if there is one, and of up to `longest_lookup` that are looked up.
+
+    None where nothing can be drafted, or the context is too short to time it.
 
     Uses every slot: for use before serving.
     """
-    assert decoder.drafter is not None
-    # as many lengths as a row has room for, every draft accepted
-    lengths, needed = [], 0
-    for gamma in LENGTHS:
-        needed += _ROUNDS * (gamma + 1)
-        if gamma > decoder.drafter.longest or needed >= decoder.context:
-            break
-        lengths.append(gamma)
-    if not lengths:
-        return {}
-    output = _ROUNDS * sum(gamma + 1 for gamma in lengths)
-    prompt = b"\n" * min(PLACE, decoder.context - output)
+    kinds = _kinds(decoder, longest_lookup)
+    if not any(gamma for gamma, _ in kinds):
+        return None
     began = time.monotonic()
-    measured: dict[tuple[int, int], float] = {}
+    drafted: dict[tuple[int, int], float] = {}
+    looked_up: dict[tuple[int, int], float] = {}
     for rows in _row_counts(decoder.slots):
         if time.monotonic() - began > LONGEST_S:
             break
-        for slot in range(rows):
-            params = SamplingParams(temperature=1.0)
-            decoder.open(slot, Job(prompt, output, params, seed=slot, draft_length=lengths[-1]))
-            while size := min(128, decoder.to_prefill(slot)):
-                decoder.step({}, {slot: size})
-        # in turns, so that what else the machine does falls on all lengths alike
-        seconds: dict[int, list[float]] = {gamma: [] for gamma in lengths}
-        for _ in range(TURNS):
-            for gamma in lengths:
-                seconds[gamma] += _seconds(decoder, dict.fromkeys(range(rows), gamma))
-        measured |= {(rows, gamma): median(values) for gamma, values in seconds.items()}
-        for slot in range(rows):
-            decoder.close(slot)
+        seconds = _measure(decoder, rows, kinds)
+        for gamma, looks in kinds:
+            (looked_up if looks else drafted)[rows, gamma] = seconds[gamma, looks]
+        dearest = max(kinds, key=lambda kind: (kind[0], not kind[1]))
         logger.info(
-            "a round of %d rows: %.2f ms plain, %.2f ms with %d drafts each",
+            "a round of %d rows: %.2f ms plain, %.2f ms with %d drafts each%s",
             rows,
-            measured[rows, 0] * 1e3,
-            measured[rows, lengths[-1]] * 1e3,
-            lengths[-1],
+            seconds[0, False] * 1e3,
+            seconds[dearest] * 1e3,
+            dearest[0],
+            " that are looked up" if dearest[1] else "",
         )
-    return measured
+    return RoundCosts(drafted, looked_up)
+
+
+def _kinds(decoder: Decoder[Any], longest_lookup: int) -> list[_Kind]:
+    """As many as a row has room for with every draft accepted, short ones first."""
+    longest = decoder.drafter.longest if decoder.drafter else 0
+    room = [gamma for gamma in LENGTHS if _output(gamma) < decoder.context]
+    kinds = [(gamma, False) for gamma in room if gamma <= longest]
+    return kinds + [(gamma, True) for gamma in room if 0 < gamma <= longest_lookup]
+
+
+def _output(gamma: int) -> int:
+    """Bytes of output that a row may get while rounds of a kind are timed."""
+    return (_settling(1, gamma) + TIMED) * (gamma + 1)
+
+
+def _measure(decoder: Decoder[Any], rows: int, kinds: Sequence[_Kind]) -> dict[_Kind, float]:
+    """Seconds of each kind of round."""
+    seconds: dict[_Kind, list[float]] = defaultdict(list)
+    longest = max(gamma for gamma, _ in kinds)
+    prompt = b"\n" * min(PLACE, decoder.context - _output(longest))
+    # a text of one byte alone: it is always found again, and all drafts are right
+    params = SamplingParams(temperature=1.0, logit_bias=((prompt[0], 1000.0),))
+    watched = max(gamma for gamma, looks in kinds if not looks)
+    # in turns, so that what else the machine does falls on all kinds alike
+    for turn in range(TURNS):
+        for gamma, looks in kinds:
+            for slot in range(rows):
+                decoder.open(slot, Job(prompt, _output(gamma), params, slot, watched))
+                if decoder.to_prefill(slot) and (turn or gamma):
+                    decoder.fork(slot, slot)  # it holds the prompt still
+                while size := min(LONGEST_CHUNK, decoder.to_prefill(slot)):
+                    decoder.step({}, {slot: size})
+            lookup = (gamma,) * len(TIERS) if looks else NO_LOOKUP
+            seconds[gamma, looks] += _seconds(decoder, rows, 0 if looks else gamma, lookup)
+            for slot in range(rows):
+                decoder.close(slot)
+    return {kind: median(values) for kind, values in seconds.items()}
 
 
 def _row_counts(slots: int) -> list[int]:
@@ -74,7 +103,21 @@ def _row_counts(slots: int) -> list[int]:
     return counts if counts[-1] == slots else [*counts, slots]
 
 
-def _seconds(decoder: Decoder[Any], drafts: dict[int, int]) -> list[float]:
-    """From the end of a round to the end of the next, each begun when the engine would."""
-    ends = [time.perf_counter() for _ in run_rounds(decoder, drafts, SETTLING + TIMED)]
-    return [end - before for before, end in pairwise(ends[SETTLING - 1 :])]
+def _seconds(decoder: Decoder[Any], rows: int, gamma: int, lookup: Lookup) -> list[float]:
+    """From the end of a round to the end of the next, each begun when the engine would; of those
+    that run several in one call, their own time."""
+    slots = range(rows)
+    lookups = dict.fromkeys(slots, lookup) if lookup is not NO_LOOKUP else None
+    settling = _settling(rows, max(gamma, *lookup))
+    seconds: list[float] = []
+    before = time.perf_counter()
+    for _ in run_rounds(decoder, dict.fromkeys(slots, gamma), settling + TIMED, lookups):
+        now = time.perf_counter()
+        seconds += decoder.elapsed or (now - before,)
+        before = now
+    return seconds[settling:]
+
+
+def _settling(rows: int, gamma: int) -> int:
+    """Rounds that are not timed."""
+    return max(2, SETTLING // (rows * (gamma + 1)))

@@ -53,6 +53,8 @@ class RequestLog:
             "drafted": drafted,
             "accepted": accepted,
             "acceptance": accepted / drafted if drafted else None,
+            "lookup_drafted": sum(s.lookup_drafted for s in speculations),
+            "lookup_accepted": sum(s.lookup_accepted for s in speculations),
             "queue_s": max((t.queue_s for t in timings), default=None),
             "prefill_s": max((t.prefill_s for t in timings), default=None),
             "decode_s": max((t.decode_s for t in timings), default=None),

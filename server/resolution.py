@@ -19,7 +19,7 @@ def resolve(
     those behind it; `#` is in no id that a client gives."""
     if request.wanted_model not in (None, info.model_name):
         raise NoSuchModel(f"model: the model served here is {info.model_name}", "model")
-    mode, draft_length = _decode_path(request, info, settings)
+    mode, draft_length, lookup_length = _decode_path(request, info, settings)
     timeout_s = _timeout(request, settings)
     prompts = _prompts(request, info)
     seed = request.seed
@@ -41,6 +41,7 @@ def resolve(
             echo=request.echo,
             logprobs=request.logprobs,
             interval_s=request.stream_interval if request.stream else math.inf,
+            lookup_length=lookup_length,
         )
         for choice, prompt in enumerate(prompts)
     ]
@@ -95,24 +96,26 @@ def _timeout(request: DecodingRequest, settings: Settings) -> float:
 
 def _decode_path(
     request: DecodingRequest, info: EngineInfo, settings: Settings
-) -> tuple[Mode, int]:
-    """The path taken and the most that it drafts; without a prophet auto is base."""
+) -> tuple[Mode, int, int]:
+    """The path taken, the most that its prophet drafts and the most that it looks up; where
+    nothing can be drafted auto is base."""
     mode = request.mode or Mode(settings.mode)
-    if mode is Mode.AUTO and not info.longest_draft:
+    drafts, lookups, asked = info.longest_draft, info.longest_lookup, request.draft_length
+    if mode is Mode.AUTO and not (drafts or lookups):
         mode = Mode.BASE
-    if mode is Mode.SPECULATIVE and not info.longest_draft:
-        raise Impossible("mode: this model has no prophet to draft with", "mode", "no_prophet")
-    if request.draft_length is None:
-        usual = {
-            Mode.BASE: 0,
-            Mode.SPECULATIVE: min(settings.draft_length, info.longest_draft),
-            Mode.AUTO: info.longest_draft,
-        }
-        return mode, usual[mode]
     if mode is Mode.BASE:
-        message = "draft_length: nothing is drafted, for want of a prophet or by the default mode"
+        if asked is not None:
+            message = "nothing is drafted, for want of a prophet or by the default mode"
+            raise Impossible(f"draft_length: {message}", "draft_length")
+        return mode, 0, 0
+    if mode is Mode.SPECULATIVE:
+        if not drafts:
+            raise Impossible("mode: this model has no prophet to draft with", "mode", "no_prophet")
+        lookups = 0
+    longest = max(drafts, lookups)
+    if asked is not None and asked > longest:
+        message = f"draft_length: must be at most {longest} with this model"
         raise Impossible(message, "draft_length")
-    if request.draft_length > info.longest_draft:
-        message = f"draft_length: must be at most {info.longest_draft} with this model"
-        raise Impossible(message, "draft_length")
-    return mode, request.draft_length
+    if asked is None:
+        asked = settings.draft_length if mode is Mode.SPECULATIVE else longest
+    return mode, min(asked, drafts), min(asked, lookups)

@@ -9,7 +9,7 @@ requests' events.
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from server.draft_lengths import DraftLengths
@@ -27,7 +27,11 @@ from server.messages import (
 from server.stops import StopMatcher
 from server.tally import Tally, per_byte_tallies
 from specdec.logprobs import ByteLogprob
-from specdec.round import RowResult
+from specdec.lookup import Lookup
+from specdec.round import RowResult, Try
+
+SPAN_S = 4e-3
+"""As many rounds follow one another as fit: who arrives or leaves meanwhile waits so long."""
 
 Deliveries = list[tuple[str, Event]]
 """(request_id, event) pairs, in order."""
@@ -36,8 +40,9 @@ Deliveries = list[tuple[str, Event]]
 @dataclass(frozen=True)
 class Plan:
     """One round: slots to free, rows to open in slots, slots that take over what another has
-    consumed (slot, source), drafts and prompt bytes by slot; of the drafts, those `chosen` here;
-    the scheduler's `rows` in those slots, who need not be there any more when results come."""
+    consumed (slot, source), drafts and prompt bytes by slot; of the drafts, those `chosen` here and
+    what to look up instead; the scheduler's `rows` in those slots, who need not be there any more
+    when results come.  Or up to `rounds` rounds, if no prompt is consumed."""
 
     close: tuple[int, ...] = ()
     open: tuple[tuple[int, Submission], ...] = ()
@@ -45,7 +50,9 @@ class Plan:
     drafts: Mapping[int, int] = field(default_factory=dict)
     chunks: Mapping[int, int] = field(default_factory=dict)
     chosen: Mapping[int, int] = field(default_factory=dict)
+    lookups: Mapping[int, Lookup] = field(default_factory=dict)
     rows: Mapping[int, "_Row"] = field(default_factory=dict, repr=False, compare=False)
+    rounds: int = 1
 
     @property
     def empty(self) -> bool:
@@ -58,6 +65,7 @@ class Plan:
             forks=tuple(fork for fork in self.forks if fork[0] not in slots),
             drafts={slot: n for slot, n in self.drafts.items() if slot not in slots},
             chunks={slot: n for slot, n in self.chunks.items() if slot not in slots},
+            lookups={slot: each for slot, each in self.lookups.items() if slot not in slots},
         )
 
 
@@ -72,8 +80,11 @@ class _Row:
         self.deadline = now + submission.timeout_s
         self.generated = self.released = 0
         self.rounds = self.drafts = self.drafted = self.accepted = 0
+        self.lookup_drafted = self.lookup_accepted = 0
         self.per_position: list[int] = []
-        self.decides = submission.mode is Mode.AUTO and submission.draft_length > 0
+        self.decides = submission.mode is Mode.AUTO and (
+            submission.draft_length > 0 or submission.lookup_length > 0
+        )
         """Whether its draft lengths are left open."""
         self.started = self.entered = False
         self.leader: _Row | None = None
@@ -100,9 +111,10 @@ class _Row:
         """Whether its lengths were left open and are 0 to the end."""
         return self.submission.mode is Mode.AUTO and not self.decides
 
-    def stay_plain(self) -> None:
+    def stay_unwatched(self) -> None:
+        """Has the prophet never draft for it."""
         self.submission = replace(self.submission, draft_length=0)
-        self.decides = False
+        self.decides = self.submission.lookup_length > 0
 
     def begin_decoding(self, now: float) -> None:
         self.to_prefill = 0
@@ -121,25 +133,16 @@ class _Row:
         return events
 
     def take(self, result: RowResult, now: float, per_byte: Tally) -> list[Event]:
-        """The events of one round; the last is `Finished` if it ended the request.
+        """The events of a round or several; the last is `Finished` if they ended the request.
 
-        `per_byte` gets a sample for each byte, of what it took when shared among the round's.
+        `per_byte` gets a sample for each byte, of what it took when shared among theirs.
         """
         submission = self.submission
         fresh = result.output[:-1] if result.ended else result.output
         if result.logprobs:
             self.held_logprobs += result.logprobs[: len(fresh)]
         output, stopped = self.matcher.feed(fresh)
-        self.rounds += 1
-        if result.drafted:
-            # what lies behind a stop counts neither as output nor as accepted
-            accepted = min(result.accepted, len(result.output) - self.matcher.surplus)
-            self.drafts += 1
-            self.drafted += result.drafted
-            self.accepted += accepted
-            self.per_position += [0] * (result.drafted - len(self.per_position))
-            for position in range(accepted):
-                self.per_position[position] += 1
+        self._count(result.rounds, len(result.output) - self.matcher.surplus)
         self.generated += len(fresh)
         kept = len(fresh) - self.matcher.surplus
         per_byte.observe((now - self.emitted) / len(result.output), kept)
@@ -150,6 +153,27 @@ class _Row:
             reason = FinishReason.STOP if stopped or result.ended else FinishReason.LENGTH
             return [*self._progress(output), self.finish(reason, now)]
         return self._progress(output)
+
+    def _count(self, tries: Sequence[Try], kept: int) -> None:
+        """Rounds that gave `kept` bytes: what lies behind a stop counts neither as output nor as
+        accepted."""
+        begin = 0
+        for tried in tries:
+            if begin and begin >= kept:
+                break
+            self.rounds += 1
+            if tried.drafted:
+                accepted = max(0, min(tried.accepted, kept - begin))
+                self.drafts += 1
+                self.drafted += tried.drafted
+                self.accepted += accepted
+                if tried.tier >= 0:
+                    self.lookup_drafted += tried.drafted
+                    self.lookup_accepted += accepted
+                self.per_position += [0] * (tried.drafted - len(self.per_position))
+                for position in range(accepted):
+                    self.per_position[position] += 1
+            begin += 1 + tried.accepted
 
     def _progress(self, output: bytes) -> list[Event]:
         return [Progress(output, logprobs=self._release(output))] if output else []
@@ -174,7 +198,13 @@ class _Row:
             reason=reason,
             completion_tokens=self.released,
             speculation=Speculation(
-                self.rounds, self.drafts, self.drafted, self.accepted, tuple(self.per_position)
+                self.rounds,
+                self.drafts,
+                self.drafted,
+                self.accepted,
+                tuple(self.per_position),
+                self.lookup_drafted,
+                self.lookup_accepted,
             ),
             timing=Timing(
                 queue_s=self.admitted - self.submitted,
@@ -188,11 +218,15 @@ class _Row:
 class Scheduler:
     """Waiting requests, running rows and free slots.
 
-    `lengths` decides for rows that leave it open; without it they draft all that they may.
+    `lengths` decides for rows that leave it open; without it they draft all that they may.  At most
+    `rounds` rounds follow one another without a look at what has arrived.
     """
 
-    def __init__(self, slots: int, chunk: int, lengths: DraftLengths | None = None) -> None:
+    def __init__(
+        self, slots: int, chunk: int, lengths: DraftLengths | None = None, rounds: int = 1
+    ) -> None:
         self._chunk, self._lengths = chunk, lengths
+        self._most_rounds, self._rounds = rounds, 1
         self._slots = slots
         self._free = list(range(slots - 1, -1, -1))
         self._closing: list[int] = []
@@ -256,16 +290,18 @@ class Scheduler:
         while self._waiting and (free := [slot for slot in self._free if slot not in pledged]):
             row = self._waiting.popleft()
             row.admitted = row.decoding = now
-            if row.decides and self._lengths:
+            if row.submission.draft_length and row.decides and self._lengths:
                 beside = min(self._slots, len(self._running) + len(self._waiting) + 1)
                 if not self._lengths.worth_watching(beside):
-                    row.stay_plain()
+                    row.stay_unwatched()
             slot = self._find_leader(row, free)
             self._free.remove(slot)
             self._running[slot] = self._last[slot] = row
             opening.append((slot, row.submission))
         forks, drafts, chunks, budget = [], {}, {}, self._chunk
         chosen: dict[int, int] = {}
+        lookups: dict[int, Lookup] = {}
+        rounds = self._rounds
         # dictionaries keep the order of admission: the first to come prefills first
         for slot, row in self._running.items():
             if row.leader is not None:
@@ -280,20 +316,25 @@ class Scheduler:
                     chunks[slot] = min(budget, row.to_prefill)
                     budget -= chunks[slot]
             elif row.submission.max_tokens:
-                drafts[slot] = row.submission.draft_length
+                submission = row.submission
+                drafts[slot] = submission.draft_length
                 if row.decides and self._lengths and not row.entered:
                     row.entered = True
-                    self._lengths.enter(slot, row.submission.draft_length)
+                    most, longest = submission.draft_length, submission.lookup_length
+                    self._lengths.enter(slot, most, longest)
         if self._lengths:
             if self._lengths.rows:
                 fixed = [n for slot, n in drafts.items() if not self._running[slot].decides]
-                chosen = self._lengths.plan(fixed)
+                chosen, lookups, most = self._lengths.plan(fixed)
+                rounds = min(rounds, most)
                 drafts.update(chosen)
             for slot in drafts:
                 if self._running[slot].stays_plain:
                     chosen[slot] = 0
         rows = {slot: self._running[slot] for slot in (*drafts, *chunks)}
-        return Plan(closing, tuple(opening), tuple(forks), drafts, chunks, chosen, rows)
+        return Plan(
+            closing, tuple(opening), tuple(forks), drafts, chunks, chosen, lookups, rows, rounds
+        )
 
     def _find_leader(self, row: _Row, free: list[int]) -> int:
         """Decides from whom a row takes over its prompt, if from anyone; returns its slot.
@@ -318,25 +359,24 @@ class Scheduler:
         results: Mapping[int, RowResult],
         now: float,
         seconds: float | None = None,
+        elapsed: Sequence[float] = (),
     ) -> Deliveries:
-        """Takes a round's results, and how long it took; finished rows leave and their slots are
-        freed.
+        """Takes a plan's results, how long it took with the host's part, and each of its rounds by
+        itself, if that is known; finished rows leave and their slots are freed.
 
         A plan of decoding rows alone may be applied after the next one has been made: what came for
         rows that have left meanwhile is nobody's.
         """
         deliveries: Deliveries = []
         gone = self.gone(plan)
-        if self._lengths and plan.drafts and self._lengths.looks(plan.drafts):
+        if elapsed:
+            mean = sum(elapsed) / len(elapsed)
+            self._rounds = max(1, min(self._most_rounds, int(SPAN_S / mean)))
+        if self._lengths and plan.drafts and self._lengths.looks(plan.drafts, len(elapsed) or 1):
             # a slot may be another row's by now: the one that left has a number below 0
-            decoded = {~slot if slot in gone else slot: results[slot] for slot in plan.drafts}
+            tries = {~slot if slot in gone else slot: results[slot].rounds for slot in plan.drafts}
             left = [~slot for slot in gone if slot in plan.chosen]
-            self._lengths.observe(
-                {slot: result.drafted for slot, result in decoded.items()},
-                {slot: result.accepted for slot, result in decoded.items()},
-                None if plan.chunks else seconds,
-                left,
-            )
+            self._lengths.observe(tries, elapsed, None if plan.chunks else seconds, left)
         for slot, size in plan.chunks.items():
             row = self._running[slot]
             row.to_prefill -= size

@@ -97,6 +97,13 @@ class Settings(BaseSettings):
         le=16,
         description="bytes drafted per round in mode speculative where a request does not say",
     )
+    lookup_length: int = Field(
+        default=16,
+        ge=0,
+        le=16,
+        description="bytes that mode auto drafts at most from the text itself, where its last ones "
+        "stood before, on native kernels; 0: the prophet alone drafts",
+    )
     mode: Literal["base", "speculative", "auto"] = Field(
         default="auto", description="decode path of requests that do not name one"
     )

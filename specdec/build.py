@@ -93,6 +93,7 @@ def build_decoder(
         device=device,
         run_round=run,
         state=SlotState(slots, device, make_noise),
+        in_core=isinstance(passes, NativeModel),
     )
 
 

@@ -12,11 +12,22 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from specdec.attention import LONGEST_SPAN
+from specdec.config import LONGEST_DRAFT
 from specdec.drafter import SlotDrafter
 from specdec.logprobs import ByteLogprob
-from specdec.round import Decode, Prefill, Round, RowResult, RunRound, Seconds, SlotModel
+from specdec.lookup import NO_LOOKUP, TIERS, Lookup
+from specdec.round import (
+    MOST_ROUNDS,
+    Decode,
+    Prefill,
+    Round,
+    RowResult,
+    RunRound,
+    Seconds,
+    SlotModel,
+)
 from specdec.sampling import Features, SamplingParams
-from specdec.state import SlotState
+from specdec.state import NOISE_AHEAD, SlotState
 from specdec.torch_round import run_round
 
 LONGEST_CHUNK = LONGEST_SPAN
@@ -50,7 +61,7 @@ class Decoder(Generic[Model]):
 
     `context` is the most bytes of prompt and output together.  `state` may have slots behind
     those, which nothing is opened in.  `ahead` tells that a round had better be begun before the
-    one before it is read.
+    one before it is read, `in_core` that several may run in one call, and look drafts up.
     """
 
     def __init__(
@@ -64,16 +75,19 @@ class Decoder(Generic[Model]):
         run_round: RunRound = run_round,
         state: SlotState | None = None,
         ahead: bool = False,
+        in_core: bool = False,
     ) -> None:
         self.model, self.drafter = model, drafter
-        self.run_round, self.ahead = run_round, ahead
+        self.run_round, self.ahead, self.in_core = run_round, ahead, in_core
         self.slots, self.context, self.device = slots, context, device
         self.state = state or SlotState(slots, device)
         self._rows: list[_Row | None] = [None] * slots
         self._held: list[_Held | None] = [None] * slots
         """What prompt each slot's cache begins with, whether or not a row is there."""
         self.seconds = Seconds()
-        """Where the last round's time went."""
+        """Where the last round's time went, or that of several."""
+        self.elapsed: tuple[float, ...] = ()
+        """What each of them took, if that is known."""
 
     def open(self, slot: int, job: Job) -> None:
         """Takes a job into a free slot.  ValueError where it cannot fit."""
@@ -137,28 +151,46 @@ class Decoder(Generic[Model]):
         return len(row.job.prompt) - 1 - row.consumed
 
     def step(
-        self, drafts: Mapping[int, int], chunks: Mapping[int, int] | None = None
+        self,
+        drafts: Mapping[int, int],
+        chunks: Mapping[int, int] | None = None,
+        lookups: Mapping[int, Lookup] | None = None,
+        rounds: int = 1,
     ) -> dict[int, RowResult]:
         """One round: slots of `drafts` decode with so many drafts (0: plain), slots of `chunks`
         consume so many bytes of their prompt.  Returns what each decoding slot got, and each that
         scores its prompt.
 
-        A row drafts no further than its last byte, whatever is asked.
+        Slots of `lookups` draft from their text where that matches.  A row drafts no further than
+        its last byte, whatever is asked.  Up to `rounds` rounds are run: fewer where noise is
+        short, and one only where prompts are consumed or log-probabilities wanted.
         """
-        return self.begin(drafts, chunks)()
+        return self.begin(drafts, chunks, lookups, rounds)()
 
     def begin(
-        self, drafts: Mapping[int, int], chunks: Mapping[int, int] | None = None
+        self,
+        drafts: Mapping[int, int],
+        chunks: Mapping[int, int] | None = None,
+        lookups: Mapping[int, Lookup] | None = None,
+        rounds: int = 1,
     ) -> Callable[[], dict[int, RowResult]]:
         """Begins a round; what is returned is to be called once, in order, and gives its results.
 
         Another round may be begun before, one at most.  A row that this one ends gets bytes of it
         that are to be thrown away.
         """
-        decodes = [self._decode(slot, wanted) for slot, wanted in drafts.items()]
+        if lookups and not self.in_core:
+            raise ValueError("drafts are looked up by the compiled core alone")
+        of = lookups or {}
+        decodes = [self._decode(slot, n, of.get(slot, NO_LOOKUP)) for slot, n in drafts.items()]
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
-        self._refill_noise(decodes)
-        work = Round(tuple(decodes), tuple(prefills))
+        reach = 1 + max((decode.longest for decode in decodes), default=0)
+        if prefills or not self.in_core or any(decode.alternatives >= 0 for decode in decodes):
+            rounds = 1
+        rounds = max(1, min(rounds, MOST_ROUNDS))
+        # for more than half of what is made at a time too much would be made again
+        self._refill_noise(decodes, max(reach, min(rounds * reach, NOISE_AHEAD // 2)))
+        work = Round(tuple(decodes), tuple(prefills), rounds)
         outcome = self.run_round(self.model, self.drafter, self.state, work)
         rows = [self._row(decode.slot) for decode in decodes]
         for row, decode in zip(rows, decodes, strict=True):
@@ -176,7 +208,7 @@ class Decoder(Generic[Model]):
                 row.unread -= 1 + decode.drafts
                 # drafts beyond its end, which a round before this one brought nearer, are no drafts
                 drafted = max(0, min(result.drafted, row.end - row.length - 2))
-                if drafted < result.drafted:
+                if not result.tries and drafted < result.drafted:
                     result = replace(
                         result, drafted=drafted, accepted=min(drafted, result.accepted)
                     )
@@ -185,7 +217,7 @@ class Decoder(Generic[Model]):
             for prefill, result in zip(prefills, outcome.prefills, strict=True):
                 if prefill.following is not None:
                     results[prefill.slot] = result
-            self.seconds = outcome.seconds
+            self.seconds, self.elapsed = outcome.seconds, outcome.elapsed
             return results
 
         return read
@@ -196,14 +228,18 @@ class Decoder(Generic[Model]):
             raise ValueError(f"slot {slot} is free")
         return row
 
-    def _decode(self, slot: int, wanted: int) -> Decode:
+    def _decode(self, slot: int, wanted: int, lookup: Lookup) -> Decode:
         row = self._row(slot)
         if self.to_prefill(slot):
             raise ValueError(f"slot {slot} has not consumed its prompt")
         if wanted > row.job.draft_length:
             raise ValueError(f"slot {slot} was opened to draft less than {wanted} bytes")
+        if len(lookup) != len(TIERS) or not all(0 <= n <= LONGEST_DRAFT for n in lookup):
+            raise ValueError(
+                f"slot {slot}: a lookup has {len(TIERS)} lengths up to {LONGEST_DRAFT}"
+            )
         drafts = min(wanted, row.end - row.length - 2)
-        return Decode(slot, drafts, row.features, _alternatives(row.job), row.watched)
+        return Decode(slot, drafts, row.features, _alternatives(row.job), row.watched, lookup)
 
     def _prefill(self, slot: int, size: int) -> Prefill:
         row = self._row(slot)
@@ -219,15 +255,15 @@ class Decoder(Generic[Model]):
             row.watched,
         )
 
-    def _refill_noise(self, decodes: Sequence[Decode]) -> None:
+    def _refill_noise(self, decodes: Sequence[Decode], reach: int) -> None:
+        """For as many bytes as each may get."""
         # greedy rows too: what they share a pass with may look at theirs, and leave it
         if any(decode.features.sampled for decode in decodes):
             rows = [self._row(decode.slot) for decode in decodes]
-            drafts = max(decode.drafts for decode in decodes)
             self.state.refill_noise(
                 [decode.slot for decode in decodes],
                 [row.length for row in rows],
-                1 + drafts + max(row.unread for row in rows),
+                reach + max(row.unread for row in rows),
             )
 
 
@@ -265,7 +301,7 @@ class _Row:
 
 @dataclass
 class Output:
-    """A finished job: what each of its rounds gave."""
+    """A finished job: what each of its rounds gave, or several together."""
 
     results: list[RowResult] = field(default_factory=list)
     prompt_logprobs: tuple[ByteLogprob, ...] = ()
@@ -283,7 +319,7 @@ class Output:
 
     @property
     def rounds(self) -> int:
-        return len(self.results)
+        return sum(len(result.rounds) for result in self.results)
 
     @property
     def drafted(self) -> int:
@@ -295,20 +331,28 @@ class Output:
 
 
 def run_rounds(
-    decoder: Decoder[Any], drafts: Mapping[int, int], count: int
+    decoder: Decoder[Any],
+    drafts: Mapping[int, int],
+    count: int,
+    lookups: Mapping[int, Lookup] | None = None,
 ) -> Iterator[dict[int, RowResult]]:
-    """So many rounds of the same rows, each begun when it had better be (see `Decoder.ahead`)."""
+    """So many rounds of the same rows, each call begun when it had better be (`Decoder.ahead`) and
+    of as many as it may have."""
     begun: deque[Callable[[], dict[int, RowResult]]] = deque()
-    for _ in range(count):
-        begun.append(decoder.begin(drafts))
+    done = 0
+    while done < count:
+        begun.append(decoder.begin(drafts, None, lookups, count - done))
         if len(begun) > decoder.ahead:
             yield begun.popleft()()
+        done += len(decoder.elapsed) or 1
     for read in begun:
         yield read()
 
 
-def generate(decoder: Decoder[Any], jobs: Sequence[Job]) -> list[Output]:
-    """Decodes the jobs together, one slot each, to their ends.
+def generate(
+    decoder: Decoder[Any], jobs: Sequence[Job], *, rounds: int = MOST_ROUNDS
+) -> list[Output]:
+    """Decodes the jobs together, one slot each, to their ends; up to so many rounds a call.
 
     >>> outputs = generate(decoder, [Job(b"def ", 16), Job(b"def ", 16, draft_length=5)])
     >>> outputs[0].output == outputs[1].output
@@ -330,7 +374,7 @@ def generate(decoder: Decoder[Any], jobs: Sequence[Job]) -> list[Output]:
             chunks = {s: min(LONGEST_CHUNK, decoder.to_prefill(s)) for s in sorted(running)}
             chunks = {slot: size for slot, size in chunks.items() if size}
             drafts = {s: jobs[s].draft_length for s in sorted(running) if s not in chunks}
-            begun.append(decoder.begin(drafts, chunks))
+            begun.append(decoder.begin(drafts, chunks, None, rounds))
             while len(begun) > (decoder.ahead and not chunks):
                 for slot, result in begun.popleft()().items():
                     if slot in chunks:

@@ -197,6 +197,7 @@ class _Later:
     """What a round that has begun gave (`specdec.round.Outcome`)."""
 
     seconds = Seconds()
+    elapsed = ()
 
     def __init__(
         self, read: Callable[[], tuple[RowResult, ...]], prefills: tuple[RowResult, ...]

@@ -1,4 +1,4 @@
-"""A round in one call of the compiled core, and the prophets as it keeps them.
+"""A round or several in one call of the compiled core, and the prophets as it keeps them.
 
 Rows of any draft length go through it side by side.  The same bytes as `specdec.torch_round` but
 for near-ties: sums are ordered otherwise, so a process decodes by one or the other.
@@ -14,13 +14,17 @@ from torch import Tensor
 from specdec.autoregressive_prophet import AutoregressiveProphet
 from specdec.config import LONGEST_DRAFT, VOCAB_SIZE
 from specdec.logprobs import ByteLogprob, logprobs_of
+from specdec.lookup import TIERS
 from specdec.native_library import native_library, team
 from specdec.native_stack import NativeModel, NativeStack, plain
 from specdec.packed import SLACK
 from specdec.parallel_prophet import ParallelProphet
 from specdec.prophet import Prophet
-from specdec.round import Prefill, Round, RoundResult, RowResult, Seconds
+from specdec.round import MOST_ROUNDS, Prefill, Round, RoundResult, RowResult, Seconds, Try
 from specdec.state import NOISE_AHEAD, SlotState
+
+_OUTPUT, _TRIES = MOST_ROUNDS * (LONGEST_DRAFT + 1), MOST_ROUNDS * len(Try._fields)
+"""What a row has in a call's arrays."""
 
 
 class NativeDrafter:
@@ -93,13 +97,13 @@ class _Round(ctypes.Structure):
     """Round of round.cpp."""
 
     _fields_ = [
-        ("rows", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("slot", "gamma", "watched")),
+        *((name, ctypes.c_int64) for name in ("rows", "rounds")),
+        *((name, ctypes.c_void_p) for name in ("slot", "gamma", "watched", "lookup")),
         ("prefills", ctypes.c_int64),
         *((f"prefill_{name}", ctypes.c_void_p) for name in ("slot", "start", "size")),
         *((f"prefill_{name}", ctypes.c_void_p) for name in ("scored", "watched")),
-        *((name, ctypes.c_void_p) for name in ("prompt", "tokens", "count", "accepted", "ended")),
-        *((name, ctypes.c_void_p) for name in ("logits", "seconds")),
+        *((name, ctypes.c_void_p) for name in ("prompt", "tokens", "count", "ended", "done")),
+        *((name, ctypes.c_void_p) for name in ("tries", "logits", "seconds", "elapsed")),
     ]
 
 
@@ -117,9 +121,11 @@ class _Buffers:
         self.prefill_slot, self.prefill_start = integers(), integers()
         self.prefill_size = integers()
         self.prefill_scored, self.prefill_watched = octets(), octets()
-        self.tokens = (ctypes.c_uint8 * (state.slots * (LONGEST_DRAFT + 1)))()
-        self.count, self.accepted, self.ended = integers(), integers(), octets()
-        self.seconds = (ctypes.c_double * 3)()
+        self.lookup = (ctypes.c_int64 * (state.slots * len(TIERS)))()
+        self.tokens = (ctypes.c_uint8 * (state.slots * _OUTPUT))()
+        self.count, self.done, self.ended = integers(), integers(), octets()
+        self.tries = (ctypes.c_int64 * (state.slots * _TRIES))()
+        self.seconds, self.elapsed = (ctypes.c_double * 3)(), (ctypes.c_double * MOST_ROUNDS)()
         for name, kind, *_ in _Round._fields_:
             if kind is ctypes.c_void_p and hasattr(self, name):
                 setattr(self.round, name, ctypes.addressof(getattr(self, name)))
@@ -142,12 +148,14 @@ def run_native_round(
         _buffers[state] = _Buffers(state)
     buffers = _buffers[state]
     decodes = work.decodes
-    count = buffers.round.rows = len(decodes)
-    judged = count
+    buffers.round.rows = len(decodes)
+    buffers.round.rounds = work.repeats
+    judged = 0
     for index, row in enumerate(decodes):
         buffers.slot[index], buffers.gamma[index] = row.slot, row.drafts
         buffers.watched[index] = row.watched
-        judged += row.drafts
+        buffers.lookup[len(TIERS) * index : len(TIERS) * (index + 1)] = list(row.lookup)
+        judged += 1 + row.longest
     # the core leaves out what nobody wants of the last ones
     prefills = sorted(work.prefills, key=lambda p: (p.following is None, not p.watched))
     text = _describe(buffers, prefills)
@@ -161,14 +169,18 @@ def run_native_round(
     )
     results, at = [], 0
     for index, row in enumerate(decodes):
-        begin = index * (LONGEST_DRAFT + 1)
-        output = bytes(buffers.tokens[begin : begin + buffers.count[index]])
+        output = bytes(buffers.tokens[index * _OUTPUT : index * _OUTPUT + buffers.count[index]])
+        tries = _tries(buffers, index)
         logprobs: tuple[ByteLogprob, ...] = ()
         if row.alternatives >= 0:
             logprobs = _records(buffers.logits[at:], output, row.alternatives)
         ended = buffers.ended[index] != 0
-        results.append(RowResult(output, row.drafts, buffers.accepted[index], ended, logprobs))
-        at += row.drafts + 1
+        drafted, accepted = (
+            sum(each.drafted for each in tries),
+            sum(each.accepted for each in tries),
+        )
+        results.append(RowResult(output, drafted, accepted, ended, logprobs, tries))
+        at += drafted + 1
     scored = {}
     for prefill in prefills:
         logprobs = ()
@@ -176,8 +188,20 @@ def run_native_round(
             logprobs = _records(buffers.logits[at:], prefill.following, prefill.alternatives)
         scored[prefill.slot] = RowResult(b"", 0, 0, ended=False, logprobs=logprobs)
         at += len(prefill.text)
-    spent = Seconds(*buffers.seconds)
-    return RoundResult(tuple(results), tuple(scored[p.slot] for p in work.prefills), spent)
+    rounds = max((len(result.tries) for result in results), default=1)
+    return RoundResult(
+        tuple(results),
+        tuple(scored[p.slot] for p in work.prefills),
+        Seconds(*buffers.seconds),
+        tuple(buffers.elapsed[:rounds]),
+    )
+
+
+def _tries(buffers: _Buffers, index: int) -> tuple[Try, ...]:
+    """What a row drafted in each round that it was in."""
+    at = index * _TRIES
+    numbers = buffers.tries[at : at + 3 * buffers.done[index]]
+    return tuple(Try(*numbers[n : n + 3]) for n in range(0, len(numbers), 3))
 
 
 def _describe(buffers: _Buffers, prefills: Sequence[Prefill]) -> bytes:

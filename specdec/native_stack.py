@@ -87,9 +87,6 @@ class NativeStack:
         )
         return hidden, logits
 
-    def copy(self, source: int, target: int, places: int) -> None:
-        self._library.specdec_copy(self.handle, source, target, places)
-
 
 def slot_bytes(block: BlockConfig, depth: int, context: int, dtype: torch.dtype) -> int:
     """What `depth` blocks take of cache for a slot of `context` bytes, in the core's tiles."""
@@ -119,9 +116,9 @@ class NativeModel:
         self.stack = NativeStack(
             model.stack, model.head_weight, slots=slots, places=context + SLACK, dtype=dtype
         )
-        library = native_library()
-        self.handle: int = library.specdec_model(self.stack.handle, self.embedding.data_ptr())
-        finalize(self, library.specdec_model_free, self.handle)
+        self._library = native_library()
+        self.handle: int = self._library.specdec_model(self.stack.handle, self.embedding.data_ptr())
+        finalize(self, self._library.specdec_model_free, self.handle)
 
     @torch.no_grad()
     def forward(
@@ -130,7 +127,7 @@ class NativeModel:
         return self.stack.forward(self.embedding[tokens], slot, position, write_index)
 
     def copy(self, source: int, target: int, places: int) -> None:
-        self.stack.copy(source, target, places)
+        self._library.specdec_model_copy(self.handle, source, target, places)
 
 
 def _padded(size: int) -> int:

@@ -19,8 +19,12 @@ from torch import Tensor
 
 from specdec.attention import Groups
 from specdec.logprobs import ByteLogprob
+from specdec.lookup import NO_LOOKUP, Lookup
 from specdec.sampling import Features
 from specdec.state import SlotState
+
+MOST_ROUNDS = 16
+"""That one call runs: what the host adds to each is shared among them."""
 
 
 class SlotModel(Protocol):
@@ -38,7 +42,8 @@ class Decode:
     """A row to decode with `drafts` drafts, 0 for plain.
 
     Of so many `alternatives` the log-probabilities are given, of none below 0.  A row that is
-    `watched` may draft, now or later: the drafter is told of it.
+    `watched` may draft, now or later: the drafter is told of it.  Where its text matches in a way
+    for which `lookup` has drafts, those are taken instead.
     """
 
     slot: int
@@ -46,6 +51,12 @@ class Decode:
     features: Features
     alternatives: int = -1
     watched: bool = False
+    lookup: Lookup = NO_LOOKUP
+
+    @property
+    def longest(self) -> int:
+        """Drafts at most."""
+        return max(self.drafts, *self.lookup)
 
 
 @dataclass(frozen=True)
@@ -65,18 +76,30 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Round:
-    """What is to be done, in one pass."""
+    """What is to be done, in one pass; by the compiled core, where no prompt is consumed, up to
+    `repeats` times."""
 
     decodes: tuple[Decode, ...] = ()
     prefills: tuple[Prefill, ...] = ()
+    repeats: int = 1
+
+
+class Try(NamedTuple):
+    """Drafts of one row in one round, how many were accepted, and the index in `TIERS` of where
+    they were looked up, or -1."""
+
+    drafted: int
+    accepted: int
+    tier: int = -1
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """What one row got from a round.  `ended`: its last byte is the end-of-document byte.
+    """What one row got from a round, or from several, which `tries` tells apart.
 
-    `logprobs`, if wanted, are those of `output`, or of prompt bytes for a row that consumed some:
-    of the bytes that follow those consumed.
+    `ended`: its last byte is the end-of-document byte.  `logprobs`, if wanted, are those of
+    `output`, or of prompt bytes for a row that consumed some: of the bytes that follow those
+    consumed.
     """
 
     output: bytes
@@ -84,6 +107,11 @@ class RowResult:
     accepted: int
     ended: bool
     logprobs: tuple[ByteLogprob, ...] = ()
+    tries: tuple[Try, ...] = ()
+
+    @property
+    def rounds(self) -> tuple[Try, ...]:
+        return self.tries or (Try(self.drafted, self.accepted),)
 
 
 class Seconds(NamedTuple):
@@ -96,11 +124,15 @@ class Seconds(NamedTuple):
 
 @dataclass(frozen=True)
 class RoundResult:
-    """For each row, in order; of a prefill that is not scored nothing is told."""
+    """For each row, in order; of a prefill that is not scored nothing is told.
+
+    `elapsed`: what each round took, where there were several.
+    """
 
     decodes: tuple[RowResult, ...]
     prefills: tuple[RowResult, ...]
     seconds: Seconds = field(default_factory=Seconds)
+    elapsed: tuple[float, ...] = ()
 
 
 class Outcome(Protocol):
@@ -114,6 +146,9 @@ class Outcome(Protocol):
 
     @property
     def seconds(self) -> Seconds: ...
+
+    @property
+    def elapsed(self) -> tuple[float, ...]: ...
 
 
 RunRound = Callable[[Any, Any, SlotState, Round], Outcome]

@@ -36,6 +36,7 @@ INFO = EngineInfo(
     max_batch=4,
     eos=0,
     longest_draft=8,
+    longest_lookup=0,
     parameters=1000,
     prophet_parameters=100,
     cache_bytes=4096,

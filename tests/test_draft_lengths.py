@@ -1,11 +1,16 @@
 """How auto decides, against rows with known chances of acceptance and rounds of known cost."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import pytest
 
-from server.draft_lengths import LENGTHS, Acceptance, Budget, DraftLengths, RoundCosts
+from server.acceptance import Acceptance
+from server.budget import Budget
+from server.draft_lengths import LENGTHS, DraftLengths
+from server.round_costs import RoundCosts
+from specdec.lookup import NO_LOOKUP
+from specdec.round import Try
 
 Cost = Callable[[int, int], float]
 
@@ -22,6 +27,19 @@ def cheap(rows: int, gamma: int) -> float:
 def dear(rows: int, gamma: int) -> float:
     """Every place costs what a pass over one costs."""
     return rows * (gamma + 1) + 0.2 * gamma
+
+
+def tell(
+    lengths: DraftLengths,
+    drafted: Mapping[int, int],
+    accepted: Mapping[int, int],
+    seconds: float | None,
+    left: Collection[int] = (),
+) -> None:
+    """Of one round, in which what was accepted is given by slot; if it is looked at."""
+    if lengths.looks(drafted, 1):
+        tries = {slot: (Try(n, accepted[slot]),) for slot, n in drafted.items()}
+        lengths.observe(tries, [] if seconds is None else [seconds], seconds, left)
 
 
 class Simulation:
@@ -48,7 +66,7 @@ class Simulation:
             count = len(lengths)
             seconds = sum(self.cost(count, gamma) for gamma in lengths.values()) / count
             if told:
-                told.observe(lengths, accepted, seconds)
+                tell(told, lengths, accepted, seconds)
             total += sum(accepted.values()) + count
             spent += seconds
         return total / spent
@@ -66,7 +84,7 @@ def auto(simulation: Simulation, rounds: int, costs: RoundCosts | None = None) -
     lengths = DraftLengths(costs or measured(simulation.cost), longest=16)
     for slot in range(len(simulation.chances)):
         lengths.enter(slot, 16)
-    return simulation.rate(lambda: lengths.plan([]), rounds, lengths)
+    return simulation.rate(lambda: lengths.plan([]).lengths, rounds, lengths)
 
 
 @pytest.mark.parametrize("cost", [cheap, dear])
@@ -87,8 +105,8 @@ def test_rows_are_told_apart() -> None:
     lengths = DraftLengths(measured(simulation.cost), longest=16)
     for slot in (0, 1):
         lengths.enter(slot, 16)
-    simulation.rate(lambda: lengths.plan([]), 1000, lengths)
-    planned = lengths.plan([])
+    simulation.rate(lambda: lengths.plan([]).lengths, 1000, lengths)
+    planned = lengths.plan([]).lengths
     assert planned[0] >= 3
     assert planned[1] <= 1
 
@@ -97,11 +115,11 @@ def test_a_row_that_changes_is_followed() -> None:
     simulation = Simulation(lambda rows, gamma: 1 + 0.25 * gamma, [0.05])
     lengths = DraftLengths(measured(simulation.cost), longest=16)
     lengths.enter(0, 16)
-    simulation.rate(lambda: lengths.plan([]), 300, lengths)
-    assert lengths.plan([])[0] == 0
+    simulation.rate(lambda: lengths.plan([]).lengths, 300, lengths)
+    assert lengths.plan([]).lengths[0] == 0
     simulation.chances = [0.95]
-    rate = simulation.rate(lambda: lengths.plan([]), 6000, lengths)
-    assert lengths.plan([])[0] >= 4
+    rate = simulation.rate(lambda: lengths.plan([]).lengths, 6000, lengths)
+    assert lengths.plan([]).lengths[0] >= 4
     assert rate > 1.5
 
 
@@ -111,15 +129,15 @@ def probes(cost: Cost, rounds: int) -> int:
     lengths.enter(0, 16)
     count = 0
     for turn in range(rounds):
-        planned = lengths.plan([])
+        planned = lengths.plan([]).lengths
         count += turn >= 100 and planned[0] > 0
-        lengths.observe(planned, {0: 0}, cost(1, planned[0]))
+        tell(lengths, planned, {0: 0}, cost(1, planned[0]))
     return count
 
 
 def test_a_row_that_does_not_draft_tries_again_only_where_that_may_pay() -> None:
-    assert probes(dear, 4000) == 0
-    assert 4 <= probes(lambda rows, gamma: 1 + 0.3 * gamma, 4000) <= 80
+    assert probes(dear, 12000) == 0
+    assert 4 <= probes(lambda rows, gamma: 1 + 0.3 * gamma, 12000) <= 80
 
 
 def test_costs_that_were_measured_wrong_are_corrected() -> None:
@@ -136,11 +154,11 @@ def test_a_round_that_was_held_up_changes_no_decision() -> None:
     lengths = DraftLengths(measured(cost), longest=16)
     lengths.enter(0, 16)
     simulation = Simulation(cost, [0.8])
-    simulation.rate(lambda: lengths.plan([]), 300, lengths)
-    drafting = lengths.plan([])[0]
+    simulation.rate(lambda: lengths.plan([]).lengths, 300, lengths)
+    drafting = lengths.plan([]).lengths[0]
     assert drafting >= 3
-    lengths.observe({0: drafting}, {0: drafting}, 100.0)
-    planned = [lengths.plan([])[0] for _ in range(30)]
+    tell(lengths, {0: drafting}, {0: drafting}, 100.0)
+    planned = [lengths.plan([]).lengths[0] for _ in range(30)]
     assert min(planned) >= drafting - 2
 
 
@@ -149,7 +167,7 @@ def test_rows_that_have_left_cost_and_are_given_nothing() -> None:
         lengths = DraftLengths(measured(cheap), longest=16)
         lengths.enter(0, 16)
         for turn in range(1000):
-            lengths.observe({0: 4, ~1: 4}, {0: 4, ~1: 4}, 3.5 * cheap(2, 0), left)
+            tell(lengths, {0: 4, ~1: 4}, {0: 4, ~1: 4}, 3.5 * cheap(2, 0), left)
             if not lengths._budget.open:
                 return turn
         return 1000
@@ -158,9 +176,9 @@ def test_rows_that_have_left_cost_and_are_given_nothing() -> None:
     assert rounds_until_closed([]) == 1000  # a row that always drafts: not its loss
     lengths = DraftLengths(measured(cheap), longest=16)
     lengths.enter(1, 16)
-    before = lengths._usual.chances(), lengths._rows[1].acceptance.chances()
-    lengths.observe({~1: 4}, {~1: 0}, 1.0, [~1])
-    assert (lengths._usual.chances(), lengths._rows[1].acceptance.chances()) == before
+    before = lengths._usual[0].chances(), lengths._rows[1].cases[0].acceptance.chances()
+    tell(lengths, {~1: 4}, {~1: 0}, 1.0, [~1])
+    assert (lengths._usual[0].chances(), lengths._rows[1].cases[0].acceptance.chances()) == before
 
 
 def test_no_row_drafts_more_than_it_may_and_fixed_rows_are_left_alone() -> None:
@@ -168,17 +186,17 @@ def test_no_row_drafts_more_than_it_may_and_fixed_rows_are_left_alone() -> None:
     lengths.enter(3, 2)
     lengths.enter(5, 16)
     for _ in range(50):
-        planned = lengths.plan([0, 7])
+        planned = lengths.plan([0, 7]).lengths
         assert set(planned) == {3, 5}
         assert planned[3] <= 2
-        lengths.observe({**planned, 0: 0, 1: 7}, {**planned, 0: 0, 1: 7}, 1.0)
-    assert lengths.plan([0, 7])[3] == 2
-    assert lengths.plan([0, 7])[5] > 2
+        tell(lengths, {**planned, 0: 0, 1: 7}, {**planned, 0: 0, 1: 7}, 1.0)
+    assert lengths.plan([0, 7]).lengths[3] == 2
+    assert lengths.plan([0, 7]).lengths[5] > 2
     lengths.leave(3)
     lengths.leave(3)
-    assert set(lengths.plan([])) == {5}
+    assert set(lengths.plan([]).lengths) == {5}
     lengths.leave(5)
-    assert lengths.plan([1]) == {}
+    assert lengths.plan([1]).lengths == {}
 
 
 def test_costs_between_and_beyond_what_was_measured() -> None:
@@ -216,10 +234,11 @@ def loss(cost: Cost, believed: Cost, chance: float, rounds: int) -> float:
 
 
 def test_what_is_lost_to_trying_has_an_end() -> None:
-    """However wrong prices and drafts are: forty rounds at first, then one in a hundred."""
+    """However wrong prices and drafts are: forty rounds and some at first, then one in a
+    hundred."""
     for chance in (0.0, 0.3):
         for rounds in (2000, 20000):
-            assert loss(dear, cheap, chance, rounds) < 0.012 + 60 / rounds
+            assert loss(dear, cheap, chance, rounds) < 0.012 + 80 / rounds
 
 
 def test_budget() -> None:
@@ -249,12 +268,12 @@ def test_plain_rounds_are_timed_again_while_rows_draft() -> None:
     lengths = DraftLengths(measured(cheap), longest=16)
     lengths.enter(0, 16)
     planned = []
-    for _ in range(1200):
-        planned.append(lengths.plan([])[0])
-        lengths.observe({0: planned[-1]}, {0: planned[-1]}, 0.5)
+    for _ in range(1700):
+        planned.append(lengths.plan([]).lengths[0])
+        tell(lengths, {0: planned[-1]}, {0: planned[-1]}, 0.5)
     plain = [turn for turn, gamma in enumerate(planned) if turn > 50 and not gamma]
     assert len(plain) == 2 * DraftLengths.PLAIN
-    assert plain[5] - plain[0] == 5
+    assert plain[DraftLengths.PLAIN - 1] - plain[0] == DraftLengths.PLAIN - 1
 
 
 def test_rows_are_not_watched_where_no_draft_can_pay() -> None:
@@ -271,5 +290,119 @@ def test_rows_are_not_watched_where_no_draft_can_pay() -> None:
     lengths.enter(0, 16)
     assert lengths.worth_watching(1)
     for _ in range(400):
-        lengths.observe({0: 16}, {0: 0}, 4.2)
+        tell(lengths, {0: 16}, {0: 0}, 4.2)
     assert sum(lengths.worth_watching(1) for _ in range(asked)) == 4
+
+
+class Repeating:
+    """One row whose text matches in a share of the rounds, in one way, with a chance for more."""
+
+    def __init__(self, share: float, tier: int, chance: float, prophet: float = 0.0) -> None:
+        self.share, self.tier, self.chance, self.prophet = share, tier, chance, prophet
+        self.random = random.Random(1)
+
+    def rate(self, lengths: DraftLengths, cost: Cost, calls: int) -> float:
+        """Bytes per second, in calls of eight rounds."""
+        total = spent = 0.0
+        for _ in range(calls):
+            planned = lengths.plan([])
+            tries, seconds = [], []
+            for _ in range(min(8, planned.rounds)):
+                lookup = planned.lookups.get(0, NO_LOOKUP)
+                found = self.random.random() < self.share and lookup[self.tier]
+                drafted, chance = planned.lengths[0], self.prophet
+                if found:
+                    drafted, chance = lookup[self.tier], self.chance
+                accepted = 0
+                while accepted < drafted and self.random.random() < chance:
+                    accepted += 1
+                tries.append(Try(drafted, accepted, self.tier if found else -1))
+                seconds.append(cost(1, drafted))
+            if lengths.looks(planned.lengths, len(tries)):
+                lengths.observe({0: tries}, seconds, sum(seconds))
+            total += len(tries) + sum(tried.accepted for tried in tries)
+            spent += sum(seconds)
+        return total / spent
+
+
+def looking(cost: Cost, longest: int = 0, rows: tuple[int, ...] = (1, 8)) -> DraftLengths:
+    """Of rows for which up to 16 bytes may be looked up."""
+    drafted = {(b, gamma): cost(b, gamma) for b in rows for gamma in (LENGTHS if longest else (0,))}
+    looked_up = {(b, gamma): cost(b, gamma) for b in rows for gamma in LENGTHS if gamma}
+    return DraftLengths(RoundCosts(drafted, looked_up), longest)
+
+
+def dear_places(rows: int, gamma: int) -> float:
+    """Four places cost two and a half."""
+    return rows * (1 + 0.5 * gamma)
+
+
+def test_what_a_text_repeats_is_looked_up_as_far_as_it_pays() -> None:
+    for share, tier, chance, least in (
+        (0.5, 3, 0.99, 1.45),
+        (0.5, 0, 0.8, 1.1),
+        (0.9, 1, 0.95, 1.4),
+    ):
+        lengths = looking(dear_places)
+        lengths.enter(0, 0, 16)
+        text = Repeating(share, tier, chance)
+        text.rate(lengths, dear_places, 100)
+        assert text.rate(lengths, dear_places, 1000) > least
+        lookup = lengths.plan([]).lookups[0]
+        assert lookup[tier] >= (8 if chance == 0.99 else 1)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.3, 0.45])
+def test_what_does_not_pay_is_not_looked_up(chance: float) -> None:
+    lengths = looking(dear_places)
+    lengths.enter(0, 0, 16)
+    assert Repeating(0.5, 0, chance).rate(lengths, dear_places, 2000) > 0.98
+
+
+def test_nobody_looks_where_right_drafts_would_not_pay() -> None:
+    """Among eight rows a place costs what a row does."""
+    lengths = looking(lambda rows, gamma: rows * (1.0 + gamma) + (0.0 if rows > 1 else 2.0))
+    lengths.enter(0, 0, 16)
+    assert lengths.plan([]).lookups
+    for slot in range(1, 8):
+        lengths.enter(slot, 0, 16)
+    for _ in range(2):
+        lengths._age = 10**6  # decided again
+        assert not lengths.plan([]).lookups
+
+
+def test_where_nothing_is_found_the_prophet_drafts() -> None:
+    def cost(rows: int, gamma: int) -> float:
+        return rows * (1 + 0.2 * gamma)
+
+    lengths = looking(cost, longest=16)
+    lengths.enter(0, 16, 16)
+    text = Repeating(0.3, 2, 0.98, prophet=0.7)
+    text.rate(lengths, cost, 200)
+    planned = lengths.plan([])
+    assert planned.lengths[0] >= 1
+    assert planned.lookups[0][2] > planned.lengths[0]
+
+
+def test_no_row_looks_up_more_than_it_may() -> None:
+    lengths = looking(lambda rows, gamma: 1 + 0.01 * gamma)
+    lengths.enter(0, 0, 2)
+    lengths.enter(1, 0, 0)
+    for _ in range(20):
+        planned = lengths.plan([])
+        assert set(planned.lookups) <= {0}
+        assert max(planned.lookups.get(0, NO_LOOKUP)) <= 2
+        tries = {0: [Try(2, 2, 3)], 1: [Try(0, 0)]}
+        if lengths.looks(planned.lengths, 1):
+            lengths.observe(tries, [1.0], 1.0)
+    assert lengths.plan([]).lookups[0] == (2, 2, 2, 2)
+
+
+def test_plain_rounds_among_others_are_no_yardstick() -> None:
+    """They take longer than plain rounds alone; what they lose is the drafts' loss."""
+    costs = RoundCosts({(1, 0): 1.0}, {(1, gamma): 1 + 0.1 * gamma for gamma in (1, 4, 16)})
+    rounds = [[Try(4, 4, 0)], [Try(0, 0)], [Try(0, 0)]]
+    for _ in range(200):
+        costs.observe(rounds, [1.4, 1.3, 1.3])
+    assert costs.plain(1) == 1.0
+    assert costs.seconds(1, 4, looked_up=True) == pytest.approx(2.0, abs=0.1)

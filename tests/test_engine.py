@@ -15,7 +15,6 @@ from graph_decoders import fake_graph_decoder, torch_graph_decoder
 from test_scheduler import submission
 from tiny import CPU, agreeing_prophet, tiny_decoder, tiny_model
 
-from server.draft_lengths import RoundCosts
 from server.engine import Engine
 from server.messages import (
     EngineInfo,
@@ -28,6 +27,8 @@ from server.messages import (
     Progress,
     Submission,
 )
+from server.round_costs import RoundCosts
+from specdec.build import build_decoder
 from specdec.decoder import Decoder, Job, generate
 from specdec.sampling import SamplingParams
 
@@ -40,6 +41,7 @@ INFO = EngineInfo(
     max_batch=4,
     eos=0,
     longest_draft=16,
+    longest_lookup=0,
     parameters=1,
     prophet_parameters=1,
     cache_bytes=1,
@@ -278,8 +280,8 @@ def test_a_round_that_fails_when_it_is_read_fails_the_rows_that_were_in_it() -> 
     decoder = fake_decoder(slots=2, ahead=True)
     whole, fails = decoder.begin, threading.Event()
 
-    def begin(drafts: Any, chunks: Any = None) -> Any:
-        read = whole(drafts, chunks)
+    def begin(drafts: Any, chunks: Any = None, *more: Any) -> Any:
+        read = whole(drafts, chunks, *more)
         if not fails.is_set():
             return read
 
@@ -473,10 +475,10 @@ def test_a_prompt_that_fails_takes_nobody_with_it_whose_round_is_under_way() -> 
     decoder = fake_decoder(slots=2, ahead=True)
     whole = decoder.begin
 
-    def begin(drafts: Any, chunks: Any = None) -> Any:
+    def begin(drafts: Any, chunks: Any = None, *more: Any) -> Any:
         if chunks and decoder._rows[next(iter(chunks))].job.prompt[:1] == b"!":  # type: ignore[union-attr]
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(drafts, chunks)
+        return whole(drafts, chunks, *more)
 
     decoder.begin = begin  # type: ignore[method-assign]
     with running(decoder) as engine:
@@ -550,3 +552,75 @@ def test_what_rounds_took_is_told() -> None:
     assert figures.base_s > 0
     assert figures.gpu is None
     assert figures.pid == os.getpid()
+
+
+def loops(index: int, mode: Mode, **fields: object) -> Submission:
+    """What repeats itself: three letters, hot and cold."""
+    return submission(
+        f"{mode}{index}",
+        prompt=b"aabbcc" * (2 + index),
+        max_tokens=60,
+        params=SamplingParams(
+            temperature=0.3 * (index % 4), logit_bias=((97, 30.0), (98, 29.0), (99, 28.0))
+        ),
+        seed=index,
+        mode=mode,
+        **fields,
+    )
+
+
+@pytest.mark.parametrize("prophet", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+def test_texts_that_repeat_themselves_are_looked_up(prophet: bool, together: bool) -> None:
+    """In calls of several rounds, with the bytes of base; alone, and beside other rows."""
+    model = tiny_model()
+    decoder = build_decoder(
+        model,
+        agreeing_prophet(model) if prophet else None,
+        slots=4,
+        device=CPU,
+        dtype=torch.float32,
+        kernels="native",
+    )
+    costs = RoundCosts(
+        {(b, g): 1e-3 * (1 + g / 50) for b in (1, 4) for g in ((0, 4) if prophet else (0,))},
+        {(b, g): 1e-3 * (1 + g / 50) for b in (1, 4) for g in (1, 4, 16)},
+    )
+    engine = Engine(decoder, replace(INFO, longest_draft=16 * prophet, longest_lookup=16), costs)
+    engine.start()
+    outputs: dict[tuple[int, Mode], bytes] = {}
+    ends: list[Finished] = []
+    try:
+        for mode in (Mode.BASE, Mode.AUTO):
+            receivers = {}
+            for index in range(8):
+                asked = loops(
+                    index,
+                    mode,
+                    draft_length=4 * (prophet and mode is Mode.AUTO),
+                    lookup_length=16 * (mode is Mode.AUTO),
+                    stops=(b"cab",) if index % 3 == 2 else (),
+                )
+                receivers[index] = Receiver()
+                engine.submit(asked, receivers[index])
+                if not together:
+                    receivers[index].finished()
+            for index, receiver in receivers.items():
+                end = receiver.finished()
+                assert end.completion_tokens == len(receiver.output)
+                outputs[index, mode] = receiver.output
+                ends += [end] * (mode is Mode.AUTO)
+        assert eventually(lambda: engine.status().idle)
+        figures = engine.figures()
+    finally:
+        engine.stop()
+    for index in range(8):
+        assert outputs[index, Mode.AUTO] == outputs[index, Mode.BASE]
+    figured = [end.speculation for end in ends]
+    assert sum(s.lookup_accepted for s in figured) > 40
+    for told in figured:
+        assert told.lookup_accepted <= told.accepted <= told.drafted
+        assert told.lookup_drafted <= told.drafted
+        assert sum(told.accepted_per_position) == told.accepted
+    assert sum(figures.draft_lengths) >= sum(s.rounds for s in figured)
+    assert engine.status().rounds > 0

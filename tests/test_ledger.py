@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.draft_lengths import RoundCosts
 from server.ledger import Ledger
+from server.round_costs import RoundCosts
 from server.tally import Tally, buckets
 from specdec.round import RowResult, Seconds
 

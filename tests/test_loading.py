@@ -1,6 +1,7 @@
 """From settings to an engine that answers, with a tiny checkpoint on disk; and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from test_engine import Receiver
 from test_scheduler import submission
 from tiny import agreeing_prophet, tiny_model
 
+from server.draft_lengths import LENGTHS
 from server.loading import load_engine, pick_device, pick_dtype
 from server.messages import Exactness
 from server.profiling import measure_costs
@@ -134,20 +136,49 @@ def test_devices_and_types_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_dtype("auto", cpu, "auto") == torch.float32
 
 
-@pytest.mark.parametrize("context", [2, 20, 60, 120])
-def test_a_short_context_times_fewer_lengths(context: int) -> None:
+@pytest.mark.parametrize(
+    ("context", "lengths"), [(2, None), (20, None), (40, (0, 1)), (60, (0, 1, 2, 3, 4))]
+)
+@pytest.mark.parametrize("longest_lookup", [0, 3])
+def test_a_short_context_times_fewer_lengths(
+    context: int, lengths: tuple[int, ...] | None, longest_lookup: int
+) -> None:
     model = tiny_model()
-    prophet = agreeing_prophet(model)
     decoder = build_decoder(
         model,
-        prophet,
+        agreeing_prophet(model),
         slots=2,
         context=context,
         device=torch.device("cpu"),
-        dtype=torch.float64,
+        dtype=torch.float32,
     )
-    measured = measure_costs(decoder)
-    assert {rows for rows, _ in measured} == ({1, 2} if context > 20 else set())
-    assert all(seconds > 0 for seconds in measured.values())
-    lengths = sorted({gamma for _, gamma in measured})
-    assert lengths == {2: [], 20: [], 60: [0], 120: [0, 1]}[context]
+    costs = measure_costs(decoder, longest_lookup)
+    assert (costs and costs.lengths) == lengths
+    if costs and lengths:
+        assert costs.lookup_lengths == tuple(n for n in lengths if n <= longest_lookup)
+        assert all(costs.seconds(2, gamma) > 0 for gamma in lengths)
+
+
+def test_what_is_looked_up_is_timed_without_a_prophet_too() -> None:
+    options: dict[str, Any] = {"slots": 1, "device": torch.device("cpu"), "dtype": torch.float32}
+    decoder = build_decoder(tiny_model(), None, context=160, **options)
+    costs = measure_costs(decoder, 16)
+    assert costs is not None
+    assert costs.lengths == (0,)
+    assert costs.lookup_lengths == LENGTHS
+    assert costs.seconds(1, 16, looked_up=True) > costs.plain(1)
+    assert measure_costs(decoder, 0) is None
+
+
+def test_lookups_are_for_the_compiled_core_and_may_be_forbidden(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, tiny_model(), None, torch.float32)
+    for kernels, asked, expected in (
+        ("auto", 16, 16),
+        ("auto", 3, 3),
+        ("auto", 0, 0),
+        ("torch", 16, 0),
+    ):
+        given = settings(tmp_path, kernels=kernels, lookup_length=asked, dtype="float32")
+        engine = load_engine(given)
+        engine.stop()
+        assert engine.info.longest_lookup == expected

@@ -55,6 +55,8 @@ def test_names_are_those_that_dashboards_know() -> None:
         "specdec_spec_decode_num_draft_tokens_total": "counter",
         "specdec_spec_decode_num_accepted_tokens_total": "counter",
         "specdec_spec_decode_num_accepted_tokens_per_pos_total": "counter",
+        "specdec_lookup_draft_tokens_total": "counter",
+        "specdec_lookup_accepted_tokens_total": "counter",
         "specdec_rounds_total": "counter",
         "specdec_decode_round_seconds_total": "counter",
         "specdec_decode_base_seconds_total": "counter",

@@ -56,6 +56,8 @@ def test_an_answer() -> None:
             "drafted": 8,
             "accepted": 3,
             "accepted_per_position": [2, 1, 0, 0],
+            "lookup_drafted": 0,
+            "lookup_accepted": 0,
             "mean_bytes_per_round": 2.5,
         },
         "timing": {"queue_s": 0.25, "prefill_s": 0.5, "decode_s": 2.0, "bytes_per_second": 2.5},
@@ -126,13 +128,18 @@ def test_the_room_in_the_context() -> None:
 
 
 def test_decode_paths() -> None:
-    def path(server: str = "auto", longest: int = 8, **request: Any) -> tuple[Mode, int]:
-        engine = FakeEngine(say(), longest_draft=longest)
+    def path(
+        server: str = "auto", longest: int = 8, lookup: int = 0, **request: Any
+    ) -> tuple[Mode, int] | tuple[Mode, int, int]:
+        engine = FakeEngine(say(), longest_draft=longest, longest_lookup=lookup)
         with Client(engine, mode=server, draft_length=4) as client:
             response = client.generate(prompt="a", **request)
         assert response.status_code == 200, response.text
         assert response.json()["mode"] == engine.submissions[0].mode
-        return engine.submissions[0].mode, engine.submissions[0].draft_length
+        asked = engine.submissions[0]
+        if lookup:
+            return asked.mode, asked.draft_length, asked.lookup_length
+        return asked.mode, asked.draft_length
 
     assert path() == (Mode.AUTO, 8)
     assert path(mode="speculative") == (Mode.SPECULATIVE, 4)
@@ -143,6 +150,12 @@ def test_decode_paths() -> None:
     assert path(mode="base") == (Mode.BASE, 0)
     assert path(mode="speculative", draft_length=8) == (Mode.SPECULATIVE, 8)
     assert path(draft_length=1) == (Mode.AUTO, 1)
+    assert path(lookup=16) == (Mode.AUTO, 8, 16)
+    assert path(lookup=16, longest=0) == (Mode.AUTO, 0, 16)
+    assert path(lookup=16, draft_length=12) == (Mode.AUTO, 8, 12)
+    assert path(lookup=4, draft_length=6) == (Mode.AUTO, 6, 4)
+    assert path(lookup=16, mode="speculative") == (Mode.SPECULATIVE, 4, 0)
+    assert path(lookup=16, mode="base") == (Mode.BASE, 0, 0)
 
 
 def test_drafts_that_cannot_be() -> None:

@@ -5,11 +5,20 @@ from dataclasses import replace
 
 import pytest
 
-from server.draft_lengths import DraftLengths, RoundCosts
-from server.messages import Failed, Finished, FinishReason, Mode, Progress, Submission
+from server.draft_lengths import DraftLengths
+from server.messages import (
+    Failed,
+    Finished,
+    FinishReason,
+    Mode,
+    Progress,
+    Speculation,
+    Submission,
+)
+from server.round_costs import RoundCosts
 from server.scheduler import Deliveries, Plan, Scheduler
 from specdec.logprobs import ByteLogprob
-from specdec.round import RowResult
+from specdec.round import RowResult, Try
 from specdec.sampling import SamplingParams
 
 
@@ -128,6 +137,47 @@ def test_what_lies_behind_a_stop_string_counts_for_nothing() -> None:
     assert finished.reason is FinishReason.STOP
     assert finished.completion_tokens == 2
     assert finished.speculation.accepted == 3
+
+
+def rounds(output: bytes, *tries: Try) -> RowResult:
+    """What several rounds gave in one call."""
+    drafted, accepted = sum(t.drafted for t in tries), sum(t.accepted for t in tries)
+    return RowResult(output, drafted, accepted, ended=False, tries=tries)
+
+
+def test_several_rounds_in_one_result() -> None:
+    scheduler = Scheduler(1, 128)
+    scheduler.submit(submission("a", prompt=b"abc", max_tokens=9), 0.0)
+    one_round(scheduler, {})
+    _, first = one_round(scheduler, {0: rounds(b"uvwxyz", Try(3, 2), Try(0, 0), Try(4, 1, 2))})
+    _, second = one_round(scheduler, {0: rounds(b"123", Try(0, 0), Try(1, 1, 0))})
+    assert output_of(first + second, "a") == b"uvwxyz123"
+    finished = second[-1][1]
+    assert isinstance(finished, Finished)
+    assert finished.speculation == Speculation(5, 3, 8, 4, (3, 1, 0, 0), 5, 2)
+
+
+def test_rounds_behind_a_stop_string_count_for_nothing() -> None:
+    scheduler = Scheduler(1, 128)
+    scheduler.submit(submission("a", stops=(b"##",), max_tokens=40), 0.0)
+    one_round(scheduler, {})
+    tries = Try(3, 3, 1), Try(2, 2), Try(0, 0), Try(5, 4)
+    _, events = one_round(scheduler, {0: rounds(b"abcde##hijklm", *tries)})
+    finished = events[-1][1]
+    assert isinstance(finished, Finished)
+    assert (output_of(events, "a"), finished.reason) == (b"abcde", FinishReason.STOP)
+    assert finished.speculation == Speculation(2, 2, 5, 5, (2, 2, 1), 3, 3)
+
+
+def test_as_many_rounds_follow_one_another_as_take_four_milliseconds() -> None:
+    scheduler = Scheduler(2, 128, rounds=8)
+    scheduler.submit(submission("a", prompt=b"a", mode=Mode.BASE, draft_length=0), 0.0)
+    planned = []
+    for elapsed in ((2e-4,), (2e-4,) * 8, (1e-3,) * 8, (9e-3,), ()):
+        plan = scheduler.plan(0.0)
+        planned.append(plan.rounds)
+        scheduler.apply(plan, {0: emit(b"x")}, 0.0, 1.0, elapsed)
+    assert planned == [1, 8, 8, 4, 1]
 
 
 def test_held_back_bytes_come_out_where_no_stop_string_follows() -> None:

@@ -87,7 +87,7 @@ def measure_acceptance(
     outputs: list[Output] = []
     with decoding(decoder):
         for begin in range(0, len(jobs), SLOTS):
-            outputs += generate(decoder, jobs[begin : begin + SLOTS])
+            outputs += generate(decoder, jobs[begin : begin + SLOTS], rounds=1)
     rounds = emitted = 0
     by_position = [0] * draft_length
     for out in outputs:

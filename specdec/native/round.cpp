@@ -1,4 +1,4 @@
-// One round over slots, and the functions that Python calls.
+// Rounds over slots, one behind the other, and the functions that Python calls.
 //
 // draft, one pass of the model, the byte rule, accept, advance: `specdec.round` says what each means.
 // `specdec.native_round` owns the memory's life.
@@ -12,26 +12,32 @@
 #include "byte_rule.h"
 #include "drafter.h"
 #include "stack.h"
+#include "texts.h"
 
 namespace specdec {
 
-// What a round is asked for and gives; as in `specdec.native_round`.
+constexpr int LONGEST = 16;      // config.LONGEST_DRAFT
+constexpr int MOST_ROUNDS = 16;  // round.MOST_ROUNDS
+
+// What rounds are asked for and give; as in `specdec.native_round`.
 struct Round {
-    int64_t rows;
+    int64_t rows, rounds;  // rounds at most, while there is noise; one where prompts are consumed
     const int64_t *slot, *gamma;
     const uint8_t* watched;
+    const int64_t* lookup;  // [rows, tiers]: drafts to take from the text instead where it matches
     int64_t prefills;  // those whose logits are wanted first, then those that the drafter watches
     const int64_t *prefill_slot, *prefill_start, *prefill_size;
     const uint8_t *prefill_scored, *prefill_watched;
     const uint8_t* prompt;  // the prefills' bytes, one behind the other
-    uint8_t* tokens;        // [rows, longest + 1]
-    int64_t *count, *accepted;
+    uint8_t* tokens;        // [rows, MOST_ROUNDS * (longest + 1)], of which `count` [rows] hold
+    int64_t* count;
     uint8_t* ended;
-    float* logits;  // [rows' places, then scored prompt bytes, 256]
+    int64_t* done;    // [rows]: rounds that the row was in
+    int64_t* tries;   // [rows, MOST_ROUNDS, 3]: drafts, those accepted, the tier they are from or -1
+    float* logits;    // [rows' places, then scored prompt bytes, 256] of the last round
     double* seconds;  // [3]: spent drafting, in the pass, and on what follows it
+    double* elapsed;  // [MOST_ROUNDS], of each round
 };
-
-constexpr int LONGEST = 16;  // config.LONGEST_DRAFT
 
 class Model {
    public:
@@ -39,9 +45,50 @@ class Model {
         : stack_(stack), embedding_(embedding, embedding + size_t(256) * stack.width()) {}
 
     void run(Team& team, Drafter* drafter, const SpecdecSlots& slots, const Round& round) {
+        std::fill_n(round.seconds, 3, 0.0);
+        rows_.clear();
+        for (int r = 0; r < round.rows; ++r) {
+            rows_.push_back(r);
+            round.count[r] = round.done[r] = round.ended[r] = 0;
+            int64_t slot = round.slot[r];
+            texts_.put(slot, slots.length[slot], slots.last[slot]);
+        }
+        for (int n = 0; n < round.rounds; ++n) {
+            round.elapsed[n] = once(team, drafter, slots, round);
+            auto done = [&](int r) {
+                int64_t slot = round.slot[r];
+                return round.ended[r] || slots.length[slot] + 1 >= slots.end[slot];
+            };
+            rows_.erase(std::remove_if(rows_.begin(), rows_.end(), done), rows_.end());
+            auto may_go_on = [&](int r) { return has_noise(slots, round, r); };
+            if (rows_.empty() || !std::all_of(rows_.begin(), rows_.end(), may_go_on)) break;
+        }
+    }
+
+    void copy(int source, int target, int places) {
+        stack_.copy(source, target, places);
+        texts_.copy(source, target, places);
+    }
+
+   private:
+    using Clock = std::chrono::steady_clock;
+    using Seconds = std::chrono::duration<double>;
+
+    // Whether the noise at hand is enough for a round of row r, whatever is drafted.
+    static bool has_noise(const SpecdecSlots& slots, const Round& round, int r) {
+        const int64_t *lookup = round.lookup + r * N_TIERS, slot = round.slot[r];
+        int64_t longest = std::max(round.gamma[r], *std::max_element(lookup, lookup + N_TIERS));
+        int64_t end = slots.length[slot] + longest + 2;
+        return slots.temperature[slot] == 0 || end <= slots.noise_start[slot] + slots.ahead;
+    }
+
+    // One round of `rows_`; the seconds that it took.
+    double once(Team& team, Drafter* drafter, const SpecdecSlots& slots, const Round& round) {
         auto began = Clock::now();
-        int rows = int(round.rows);
+        int rows = int(rows_.size());
         drafts_.assign(size_t(rows) * LONGEST, 0);
+        gamma_.resize(rows);
+        tier_.resize(rows);
         draft(team, drafter, slots, round);
         auto drafted = Clock::now();
         tokens_.clear();
@@ -50,15 +97,18 @@ class Model {
         first_.resize(rows + 1);
         for (int r = 0; r < rows; ++r) {
             first_[r] = int(tokens_.size());
-            int64_t slot = round.slot[r], m = slots.length[slot];
-            for (int i = 0; i <= round.gamma[r]; ++i)
+            int64_t slot = round.slot[rows_[r]], m = slots.length[slot];
+            for (int64_t i = 0; i <= gamma_[r]; ++i)
                 add(slot, m + i, i ? drafts_[size_t(r) * LONGEST + i - 1] : slots.last[slot]);
         }
         int judged = first_[rows] = int(tokens_.size()), scored = judged, finished = judged;
         const uint8_t* byte = round.prompt;
         for (int p = 0; p < round.prefills; ++p) {
-            for (int i = 0; i < round.prefill_size[p]; ++i)
-                add(round.prefill_slot[p], round.prefill_start[p] + i, *byte++);
+            int64_t slot = round.prefill_slot[p], place = round.prefill_start[p];
+            for (int i = 0; i < round.prefill_size[p]; ++i, ++place, ++byte) {
+                texts_.put(slot, place, *byte);
+                add(slot, place, *byte);
+            }
             if (round.prefill_scored[p]) scored = int(tokens_.size());
             if (round.prefill_scored[p] || round.prefill_watched[p]) finished = int(tokens_.size());
         }
@@ -84,14 +134,12 @@ class Model {
         }
         if (drafter && !committed_.empty())
             drafter->observe(team, committed_, hidden_.data(), tokens_.data());
-        round.seconds[0] = Seconds(drafted - began).count();
-        round.seconds[1] = Seconds(passed - drafted).count();
-        round.seconds[2] = Seconds(Clock::now() - passed).count();
+        auto ended = Clock::now();
+        round.seconds[0] += Seconds(drafted - began).count();
+        round.seconds[1] += Seconds(passed - drafted).count();
+        round.seconds[2] += Seconds(ended - passed).count();
+        return Seconds(ended - began).count();
     }
-
-   private:
-    using Clock = std::chrono::steady_clock;
-    using Seconds = std::chrono::duration<double>;
 
     void add(int64_t slot, int64_t place, int64_t token) {
         slot_.push_back(slot);
@@ -101,16 +149,32 @@ class Model {
 
     void draft(Team& team, Drafter* drafter, const SpecdecSlots& slots, const Round& round) {
         wanted_.clear();
-        for (int r = 0; r < round.rows; ++r)
-            if (round.gamma[r]) {
-                int64_t slot = round.slot[r];
-                wanted_.push_back({slot, slots.last[slot], slots.length[slot], int(round.gamma[r]),
-                                   &drafts_[size_t(r) * LONGEST]});
-            }
+        for (size_t r = 0; r < rows_.size(); ++r) {
+            int64_t slot = round.slot[rows_[r]], m = slots.length[slot], most = slots.end[slot] - m - 2;
+            int64_t* drafts = &drafts_[r * LONGEST];
+            tier_[r] = -1;
+            if (look_up(slot, m + 1, most, round.lookup + rows_[r] * N_TIERS, int(r), drafts)) continue;
+            gamma_[r] = std::max<int64_t>(0, std::min(round.gamma[rows_[r]], most));
+            if (gamma_[r]) wanted_.push_back({slot, slots.last[slot], m, int(gamma_[r]), drafts});
+        }
         if (wanted_.empty()) return;
         std::stable_sort(wanted_.begin(), wanted_.end(),
                          [](const Wanted& a, const Wanted& b) { return a.gamma > b.gamma; });
         drafter->draft(team, slots, wanted_);
+    }
+
+    // Drafts of row r from its text of so many bytes, if that matches where any are wanted.
+    bool look_up(int64_t slot, int64_t size, int64_t most, const int64_t* wanted, int r,
+                 int64_t* drafts) {
+        if (std::all_of(wanted, wanted + N_TIERS, [](int64_t length) { return length == 0; }))
+            return false;
+        Match match = texts_.find(slot, size);
+        int64_t length = match.tier < 0 ? 0 : std::min(wanted[match.tier], most);
+        if (length <= 0) return false;
+        texts_.follow(slot, match.place, size, length, drafts);
+        gamma_[r] = length;
+        tier_[r] = match.tier;
+        return true;
     }
 
     // The model's choices at the share of thread t of the `judged` places.
@@ -119,14 +183,16 @@ class Model {
         int r = 0;
         for (int n = mine.begin; n < mine.end; ++n) {
             while (n >= first_[r + 1]) ++r;
-            specdec_choose(&slots, 1, 1, n - first_[r], round.slot + r, round.logits + size_t(n) * 256,
+            specdec_choose(&slots, 1, 1, n - first_[r], round.slot + rows_[r],
+                           round.logits + size_t(n) * 256,
                            &drafts_[size_t(r) * LONGEST], 0, &chosen_[n]);
         }
     }
 
     // Keeps drafts while they are the model's choices, up to the row's end and its last byte.
     void accept(const SpecdecSlots& slots, const Round& round, int r) {
-        int64_t slot = round.slot[r], m = slots.length[slot], gamma = round.gamma[r];
+        int of = rows_[r];
+        int64_t slot = round.slot[of], m = slots.length[slot], gamma = gamma_[r];
         const int64_t *drafts = &drafts_[size_t(r) * LONGEST], *chosen = &chosen_[first_[r]];
         int64_t agreed = 0, room = slots.end[slot] - m - 1;
         while (agreed < gamma && drafts[agreed] == chosen[agreed]) ++agreed;
@@ -137,21 +203,30 @@ class Model {
                 count = i + 1;
                 ended = true;
             }
+        uint8_t* tokens = round.tokens + of * MOST_ROUNDS * (LONGEST + 1) + round.count[of];
         for (int64_t i = 0; i < count; ++i) {
-            round.tokens[size_t(r) * (LONGEST + 1) + i] = uint8_t(chosen[i]);
+            tokens[i] = uint8_t(chosen[i]);
+            texts_.put(slot, m + 1 + i, chosen[i]);
             ++slots.counts[slot * 256 + chosen[i]];
         }
-        round.count[r] = count;
-        round.accepted[r] = std::min(agreed, count);
-        round.ended[r] = ended;
+        int64_t* tries = round.tries + 3 * (of * MOST_ROUNDS + round.done[of]++);
+        tries[0] = gamma;
+        tries[1] = std::min(agreed, count);
+        tries[2] = tier_[r];
+        round.count[of] += count;
+        round.ended[of] = ended;
         slots.length[slot] = m + count;
         slots.last[slot] = chosen[count - 1];
-        if (round.watched[r]) committed_.push_back({slot, m, first_[r], int(count), gamma > 0});
+        bool drafted = gamma && tier_[r] < 0;
+        if (round.watched[of]) committed_.push_back({slot, m, first_[r], int(count), drafted});
     }
 
     Stack& stack_;
     std::vector<float> embedding_, x_, hidden_;
-    std::vector<int64_t> tokens_, slot_, place_, drafts_, chosen_;
+    Texts texts_;
+    std::vector<int> rows_;  // those of the round that go on; what follows is of these, in order
+    std::vector<int64_t> tokens_, slot_, place_, drafts_, chosen_, gamma_;
+    std::vector<int> tier_;   // of the text that drafts are from, or -1
     std::vector<int> first_;  // where each row's places begin
     std::vector<Wanted> wanted_;
     std::vector<Committed> committed_;
@@ -198,14 +273,14 @@ void specdec_forward(void* stack, void* team, int rows, const float* x, const in
     static_cast<Stack*>(stack)->forward(*static_cast<Team*>(team), rows, rows, rows, x, slot, position,
                                         index, hidden, logits);
 }
-void specdec_copy(void* stack, int source, int target, int places) {
-    static_cast<Stack*>(stack)->copy(source, target, places);
-}
 
 void* specdec_model(void* stack, const float* embedding) {
     return new Model(*static_cast<Stack*>(stack), embedding);
 }
 void specdec_model_free(void* model) { delete static_cast<Model*>(model); }
+void specdec_model_copy(void* model, int source, int target, int places) {
+    static_cast<Model*>(model)->copy(source, target, places);
+}
 
 void* specdec_parallel(void* stack, int half, int slots, int model_width, float eps,
                        const float* embedding, const float* projection, const float* missing,

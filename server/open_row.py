@@ -1,0 +1,162 @@
+"""A row whose draft lengths are left open: what it may draft, and what that promises.
+
+Where its text repeats itself drafts may be looked up in it (`specdec.lookup`), else the prophet
+drafts: a case for each of `TIERS`, with a draft length and chances of its own, and the usual case.
+In a case for which nothing is looked up the row does as usual.  Plain Python, no clock.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from server.acceptance import Acceptance
+from specdec.config import LONGEST_DRAFT
+from specdec.lookup import NO_LOOKUP, TIERS, Lookup
+from specdec.round import Try
+
+USUAL, CASES = 0, 1 + len(TIERS)
+"""The index of the usual case, the first, and how many there are."""
+
+
+class Shares(NamedTuple):
+    """A row's share of a round's seconds by draft length: of what the prophet drafts, 0 among them,
+    and of what is looked up, of which there is none where it cannot pay."""
+
+    drafted: Mapping[int, float]
+    looked_up: Mapping[int, float]
+
+
+TRIALS = 4
+"""So many rounds try what is not usually drafted."""
+
+
+class Case:
+    """`length` bytes are drafted, of at most `most`; or `probe`, in `TRIALS` rounds."""
+
+    def __init__(self, most: int, usual: Acceptance, met: float) -> None:
+        self.most, self.acceptance = most, Acceptance(LONGEST_DRAFT, usual)
+        self.met = met
+        """How often it was the case lately, in rounds in which that was looked for."""
+        self.length = self.probe = self.trials = 0
+
+
+class OpenRow:
+    """`usual` is what is believed of any row's drafts, by case.
+
+    The prophet may draft up to `most` bytes for it, and up to `longest` may be looked up.
+    """
+
+    def __init__(self, most: int, usual: Sequence[Acceptance], longest: int = 0) -> None:
+        # nothing is known of how often a text repeats itself: it is looked for at first
+        self.cases = [Case(most, usual[USUAL], 4.0)]
+        self.cases += [Case(longest, each, 1.0) for each in usual[1:]]
+        self._looks = False
+        self._expected: dict[int, list[float]] = {}
+        self._share: dict[int, float] = {}
+
+    @property
+    def drafts(self) -> bool:
+        return any(case.length for case in self.cases)
+
+    @property
+    def tries(self) -> bool:
+        return any(case.probe for case in self.cases)
+
+    @property
+    def lengths(self) -> list[int]:
+        """By case."""
+        return [case.length for case in self.cases]
+
+    def settle(self, lengths: Iterable[int]) -> None:
+        for case, length in zip(self.cases, lengths, strict=True):
+            case.length = length
+
+    def rest(self) -> None:
+        """Drafts nothing and tries nothing."""
+        for case in self.cases:
+            case.length = case.probe = 0
+
+    def next_draft(self) -> tuple[int, Lookup]:
+        """What the prophet is to draft in the next rounds, and what to look up."""
+        usual, *others = self.cases
+        length = usual.length or usual.probe
+        self._looks = any(case.length or case.probe for case in others)
+        if not self._looks:
+            return length, NO_LOOKUP
+        return length, tuple(case.length or case.probe for case in others)
+
+    def pause(self) -> None:
+        """Drafts nothing in the next rounds."""
+        self._looks = False
+
+    def observe(self, tried: Try) -> None:
+        """What drafts of one round gave."""
+        case = self.cases[1 + tried.tier]
+        case.acceptance.observe(tried.drafted, tried.accepted)
+        case.trials -= 1
+        if case.trials <= 0:
+            case.probe = 0
+        if tried.tier >= 0:
+            case.met += 1
+            self.cases[USUAL].met -= 1  # of the rounds that `look_again` counts
+
+    def look_again(self, rounds: int) -> None:
+        """So many rounds are over."""
+        if self._looks:
+            self.cases[USUAL].met += rounds
+
+    def weigh(self, shares: Shares) -> None:
+        """Settles what is believed of it while it is decided."""
+        total = sum(case.met for case in self.cases)
+        self._expected, self._share = {}, {}
+        for index, case in enumerate(self.cases):
+            if index == USUAL or (case.most and shares.looked_up):
+                self._expected[index] = case.acceptance.expected()
+                self._share[index] = case.met / total
+            else:
+                case.length = case.probe = 0
+        if total > 100:  # what was met a while ago counts for less
+            for case in self.cases:
+                case.met /= 2
+
+    def mean(self, lengths: Sequence[int], shares: Shares) -> tuple[float, float]:
+        """Bytes and seconds of a round with these lengths, by case."""
+        gain = seconds = 0.0
+        rest = 1.0
+        for index, share in self._share.items():
+            length = lengths[index]
+            if length and index != USUAL:
+                gain += share * self._expected[index][length]
+                seconds += share * shares.looked_up[length]
+                rest -= share
+        gain += rest * self._expected[USUAL][lengths[USUAL]]
+        return gain, seconds + rest * shares.drafted[lengths[USUAL]]
+
+    def answer(self, shares: Shares, rate: float) -> list[int]:
+        """The lengths, by case, that are worth most where a second is worth `rate` bytes."""
+        worth, usual = self._best(USUAL, self._expected[USUAL], shares, rate)
+        lengths = [usual] + [0] * (CASES - 1)
+        for index, expected in self._expected.items():
+            if index != USUAL:
+                value, length = self._best(index, expected, shares, rate)
+                lengths[index] = length if value > worth else 0
+        return lengths
+
+    def wish(self, shares: Shares, rate: float, longest: int) -> None:
+        """What to try of cases for which nothing is drafted, if that may pay."""
+        worth, _ = self._best(USUAL, self._expected[USUAL], shares, rate)
+        for index, case in enumerate(self.cases):
+            case.probe = 0
+            if index in self._expected and not case.length:
+                case.acceptance.fade()
+                value, length = self._best(index, case.acceptance.hoped(), shares, rate)
+                if value > worth:
+                    case.trials = TRIALS
+                    case.probe = min(length, longest if index == USUAL else 1)
+
+    def _best(
+        self, index: int, expected: Sequence[float], shares: Shares, rate: float
+    ) -> tuple[float, int]:
+        """What is worth most in a case, and with which length."""
+        known = shares.looked_up if index != USUAL else shares.drafted
+        most = self.cases[index].most
+        return max((expected[g] - rate * s, g) for g, s in known.items() if g <= most)

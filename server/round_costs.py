@@ -1,0 +1,208 @@
+"""What a round takes, measured at start and corrected by what rounds take lately.
+
+Plain Python, no clock.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+
+from specdec.round import Try
+
+Measured = Mapping[tuple[int, int], float]
+"""Seconds by (rows, draft length)."""
+
+
+class RoundCosts:
+    """Seconds of a round in which b rows draft γ bytes each, from measured (b, γ).
+
+    `drafted` are plain rounds and those that a prophet drafts for, `looked_up` those whose drafts
+    are looked up, of the same row counts.
+    """
+
+    def __init__(self, drafted: Measured, looked_up: Measured | None = None) -> None:
+        plain = {pair: seconds for pair, seconds in drafted.items() if not pair[1]}
+        self._kinds = _Table(drafted), _Table(plain | dict(looked_up or {}))
+        # what rounds cost lately against what was measured
+        self._plain = 1.0
+        self._lately: dict[int, Lately] = {}
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Those that were measured of a prophet's drafts, 0 among them."""
+        return self._kinds[False].lengths
+
+    @property
+    def lookup_lengths(self) -> tuple[int, ...]:
+        """Those that were measured of drafts that are looked up, 0 among them."""
+        return self._kinds[True].lengths
+
+    def seconds(self, rows: int, gamma: int, *, looked_up: bool = False) -> float:
+        """Between what was measured linear, outside in proportion to the last two."""
+        table = self._kinds[looked_up]
+        return self.plain(rows) * (
+            1 + (table.lately.at(table.added(rows, gamma)) if gamma else 0.0)
+        )
+
+    def plain(self, rows: int) -> float:
+        """What plain rounds of so many rows took lately, or until there were a few should take."""
+        lately = self._lately.get(rows)
+        if lately is not None and lately.enough:
+            return lately.seconds
+        return self._plain * self._kinds[False].expected(rows, 0)
+
+    def observe_plain(self, rows: int, seconds: float, rounds: int) -> None:
+        """So many plain rounds, in which no prompt was consumed, took so long each."""
+        measured = self._kinds[False].expected(rows, 0)
+        self._plain += 0.1 * (min(2 * self._plain, seconds / measured) - self._plain)
+        self._lately.setdefault(rows, Lately()).observe(seconds, rounds)
+        # nothing shows now what drafts cost: what was seen last fades
+        for table in self._kinds:
+            table.lately.fade(0.9999**rounds)
+
+    def observe(self, rounds: Sequence[Sequence[Try]], seconds: Sequence[float]) -> None:
+        """Rounds one behind the other took so long: what each row tried in each.
+
+        That plain rounds among others take longer is the drafts' doing.
+        """
+        count, added, beyond = 0, 0.0, 0.0
+        kinds = {tried.tier >= 0 for row in rounds for tried in row if tried.drafted}
+        looked_up = True in kinds
+        if len(kinds) != 1:
+            return
+        table = self._kinds[looked_up]
+        for row, took in zip(rounds, seconds, strict=True):
+            lengths = [tried.drafted for tried in row]
+            beyond += took / self.plain(len(row)) - 1
+            if any(lengths):
+                # few rows that draft among many cost more than their share, and a prophet drafts in
+                # steps, as many as the longest draft has: such rounds tell nothing
+                if not (all(lengths) if looked_up else len(set(lengths)) == 1):
+                    return
+                added += sum(table.added(len(row), gamma) for gamma in lengths) / len(row)
+                count += 1
+        table.lately.observe(added / count, beyond / count, count)
+
+
+class _Table:
+    """What was measured of drafts of one kind, and what they add to a round lately."""
+
+    KNOWN = 3.0
+    """For so many rounds counts what was measured."""
+
+    def __init__(self, measured: Measured) -> None:
+        self._rows = sorted({rows for rows, _ in measured})
+        self.lengths = tuple(sorted({gamma for _, gamma in measured}))
+        if not self._rows or len(measured) != len(self._rows) * len(self.lengths):
+            raise ValueError("costs must be measured for every pair of row count and draft length")
+        if self.lengths[0] != 0:
+            raise ValueError("costs of plain rounds are missing")
+        self._measured = _smoothed(measured, self._rows, self.lengths)
+        self._added: dict[tuple[int, int], float] = {}
+        points = [self.added(rows, gamma) for rows in self._rows for gamma in self.lengths[1:]]
+        self.lately = _Line(points, self.KNOWN / max(1, len(points)))
+
+    def expected(self, rows: int, gamma: int) -> float:
+        few, many, further = _between(self._rows, rows)
+        less, more, beyond = _between(self.lengths, gamma)
+        low, high = (
+            (1 - beyond) * self._measured[count, less] + beyond * self._measured[count, more]
+            for count in (few, many)
+        )
+        return (1 - further) * low + further * high
+
+    def added(self, rows: int, gamma: int) -> float:
+        """What so many drafts each were measured to add, in plain rounds."""
+        if (rows, gamma) not in self._added:
+            self._added[rows, gamma] = self.expected(rows, gamma) / self.expected(rows, 0) - 1
+        return self._added[rows, gamma]
+
+
+class _Line:
+    """What drafts add to a round lately, by what they were measured to add; in plain rounds.
+
+    The line of least squares through what was seen, newer rounds counting more, and through what
+    was measured, as if that had been seen too.  It need not go through 0: a round that drafts may
+    cost something whatever its length.
+    """
+
+    MEMORY = 0.97
+
+    def __init__(self, measured: Sequence[float], weight: float) -> None:
+        self._known, self._seen = [0.0] * 5, [0.0] * 5
+        for added in measured:
+            self._add(self._known, added, added, weight)
+
+    @staticmethod
+    def _add(sums: list[float], x: float, y: float, weight: float) -> None:
+        for index, value in enumerate((1.0, x, y, x * x, x * y)):
+            sums[index] += weight * value
+
+    def at(self, x: float) -> float:
+        count, xs, ys, squares, products = (
+            known + seen for known, seen in zip(self._known, self._seen, strict=True)
+        )
+        spread = count * squares - xs * xs
+        if spread > 1e-6 * count * squares:
+            slope = max(0.0, (count * products - xs * ys) / spread)
+            return max(0.0, (ys - slope * xs) / count + slope * x)
+        return max(0.0, ys / xs * x) if xs > 0 else 0.0  # of one length alone something is known
+
+    def observe(self, x: float, y: float, rounds: int) -> None:
+        """So many rounds."""
+        believed = self.at(x)
+        # a round that something else held up counts like one of twice the length
+        y = min(max(y, 0.5 * (believed - 1)), 2 * believed + 1)
+        self.fade(self.MEMORY**rounds)
+        self._add(self._seen, x, y, rounds)
+
+    def fade(self, share: float) -> None:
+        """What was seen counts for less."""
+        self._seen = [share * value for value in self._seen]
+
+
+class Lately:
+    """Seconds of plain rounds of one number of rows: the mean of all, then of the last 60 or so."""
+
+    ENOUGH, MEMORY = 8, 60
+
+    def __init__(self) -> None:
+        self.seconds, self._rounds = 0.0, 0
+
+    @property
+    def enough(self) -> bool:
+        return self._rounds >= self.ENOUGH
+
+    def observe(self, seconds: float, rounds: int) -> None:
+        """So many took so long each."""
+        if self.enough:  # rounds that something held up count like slow ones
+            seconds = min(seconds, 2 * self.seconds)
+        self._rounds = min(self._rounds + rounds, self.MEMORY)
+        self.seconds += (seconds - self.seconds) * min(1.0, rounds / self._rounds)
+
+
+def _smoothed(
+    measured: Measured, rows: Sequence[int], lengths: Sequence[int]
+) -> dict[tuple[int, int], float]:
+    """Half of what was measured and half of the line through it: a draft costs what a place to
+    verify costs, and a round that something held up is not another price."""
+    result = dict(measured)
+    drafting = [gamma for gamma in lengths if gamma]
+    if len(drafting) > 2:
+        middle = sum(drafting) / len(drafting)
+        spread = sum((gamma - middle) ** 2 for gamma in drafting)
+        for count in rows:
+            mean = sum(measured[count, gamma] for gamma in drafting) / len(drafting)
+            slope = sum((g - middle) * measured[count, g] for g in drafting) / spread
+            for gamma in drafting:
+                line = mean + slope * (gamma - middle)
+                result[count, gamma] = (measured[count, gamma] + max(0.0, line)) / 2
+    return result
+
+
+def _between(known: Sequence[int], value: int) -> tuple[int, int, float]:
+    """Two of the sorted numbers and how far from the first to the second the value is."""
+    if len(known) == 1:
+        return known[0], known[0], 0.0
+    above = min(max(1, bisect_right(known, value)), len(known) - 1)
+    low, high = known[above - 1], known[above]
+    return low, high, (value - low) / (high - low)
