@@ -20,10 +20,12 @@ class Acceptance:
         self._tried, self._kept = [0.0] * longest, [0.0] * longest
         self._forget = 1 - 1 / memory
 
-    def observe(self, drafted: int, accepted: int) -> None:
+    def observe(self, drafted: int, accepted: int, times: int = 1) -> None:
+        """In so many rounds."""
+        forget = self._forget**times
         for k in range(min(accepted + 1, drafted)):
-            self._tried[k] = self._tried[k] * self._forget + 1
-            self._kept[k] = self._kept[k] * self._forget + (k < accepted)
+            self._tried[k] = self._tried[k] * forget + times
+            self._kept[k] = self._kept[k] * forget + times * (k < accepted)
 
     def fade(self) -> None:
         """What was seen a while ago counts for less."""

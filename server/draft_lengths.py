@@ -7,6 +7,7 @@ wrong; what drafting has lost against plain rounds is added up from what was mea
 an end to it (`Budget`).  Plain Python, no tensors, no clock.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,9 @@ from specdec.lookup import NO_LOOKUP, Lookup
 from specdec.round import MOST_ROUNDS, Try
 
 LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-"""Draft lengths that are considered."""
+"""Draft lengths that are considered, of the prophet's drafts."""
+LOOKUP_LENGTHS = (1, 2, 3, 5, 8, 16)
+"""And of what is looked up."""
 
 
 class Drafts(NamedTuple):
@@ -37,10 +40,10 @@ class DraftLengths:
     EVERY = 128
     """Rounds between decisions, and eight more for each row: they cost time too."""
     FIRST = 8
-    """Rounds until the second decision; then twice as many, and so on."""
+    """Rounds until the second decision; then four times as many, and so on."""
     GAIN = 1.03
     """What another decision has to bring at least."""
-    MARGIN = 1.05
+    MARGIN = 1.08
     """What drafting has to promise over plain decoding: costs are believed that well, no better."""
     PROBE = 3
     """A row that does not draft tries so many bytes between decisions, if that may pay."""
@@ -65,9 +68,10 @@ class DraftLengths:
         self._decided = self._drafting = self._trying = False
         self._since_plain = 0
         self._settling = self._hopeless = self._unseen = 0
-        self._whole: dict[int, Lately] = {}
+        self._host = Lately()
+        """The host's part of calls in which nobody drafts."""
         one = costs.seconds(1, 0)
-        self._budget = Budget(first=40 * one, again=10 * one, most=200 * one)
+        self._budget = Budget(first=40 * one, again=10 * one, most=60 * one)
 
     def enter(self, slot: int, most: int, longest: int = 0) -> None:
         """A row begins to decode for which the prophet may draft up to `most` bytes a round, or up
@@ -110,7 +114,7 @@ class DraftLengths:
         if not self._decided or self._age >= self._wait:
             # soon again at first: what was measured may be far off
             most = self.EVERY + 8 * len(self._rows)
-            self._wait = min(2 * self._wait, most) if self._decided else self.FIRST
+            self._wait = min(4 * self._wait, most) if self._decided else self.FIRST
             self._age = 0
             self._decide(fixed)
             self._decided = True
@@ -169,17 +173,20 @@ class DraftLengths:
             row.look_again(count)
         if whole is None:
             return
-        plain = self._plain(rows)
+        plain, spent = self._costs.plain(rows), sum(seconds)
+        host = whole - spent
         if not drafting:
             passed, self._unseen = max(count, self._unseen), 0
             if self._settling:
                 self._settling = max(0, self._settling - count)
-                self._budget.spend(count * plain, min(whole, 2 * count * plain))
+                self._budget.spend(count * plain, min(spent, 2 * count * plain))
             else:
-                self._costs.observe_plain(rows, sum(seconds) / count, count)
-                self._whole.setdefault(rows, Lately()).observe(whole / count, count)
+                self._costs.observe_plain(rows, spent / count, count)
+                self._host.observe(host, 1)
                 self._budget.spend(passed * plain, passed * plain)
             return
+        if self._host.enough:  # of which drafts take more than none
+            spent += max(0.0, host - self._host.seconds)
         self._settling = self.SETTLING
         of_each = [[row[n] for row in tries.values() if n < len(row)] for n in range(count)]
         self._costs.observe(of_each, seconds)
@@ -188,25 +195,21 @@ class DraftLengths:
             # what rows that always draft cost is not this one's loss
             them = (row for slot, row in tries.items() if slot not in left)
             given = sum(1 + tried.accepted for row in them for tried in row) / rows
-            self._budget.spend(plain * given, min(whole, 3 * plain * given))
+            self._budget.spend(plain * given, min(spent, 3 * plain * given))
             if not self._budget.open:
                 self._age = self._wait  # decided again at once
-
-    def _plain(self, rows: int) -> float:
-        """What a plain round of so many rows takes with the host's part."""
-        whole = self._whole.get(rows)
-        return whole.seconds if whole and whole.enough else self._costs.plain(rows)
 
     def _learn(self, tries: Mapping[int, Sequence[Try]], left: Collection[int]) -> None:
         """What was accepted."""
         for slot, rounds in tries.items():
             if slot not in left:
                 row = self._rows.get(slot)
-                for tried in rounds:
+                for tried, times in Counter(rounds).items():
                     if tried.drafted:
-                        self._usual[1 + tried.tier].observe(tried.drafted, tried.accepted)
+                        usual = self._usual[1 + tried.tier]
+                        usual.observe(tried.drafted, tried.accepted, times)
                         if row:
-                            row.observe(tried)
+                            row.observe(tried, times)
 
     def _decide(self, fixed: Sequence[int]) -> None:
         rows = list(self._rows.values())

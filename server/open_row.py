@@ -25,6 +25,8 @@ class Shares(NamedTuple):
     looked_up: Mapping[int, float]
 
 
+RARE = 0.02
+"""A case that is met in a smaller share of the rounds is not tried."""
 TRIALS = 4
 """So many rounds try what is not usually drafted."""
 
@@ -88,16 +90,16 @@ class OpenRow:
         """Drafts nothing in the next rounds."""
         self._looks = False
 
-    def observe(self, tried: Try) -> None:
-        """What drafts of one round gave."""
+    def observe(self, tried: Try, times: int) -> None:
+        """What drafts gave in so many rounds."""
         case = self.cases[1 + tried.tier]
-        case.acceptance.observe(tried.drafted, tried.accepted)
-        case.trials -= 1
+        case.acceptance.observe(tried.drafted, tried.accepted, times)
+        case.trials -= times
         if case.trials <= 0:
             case.probe = 0
         if tried.tier >= 0:
-            case.met += 1
-            self.cases[USUAL].met -= 1  # of the rounds that `look_again` counts
+            case.met += times
+            self.cases[USUAL].met -= times  # of the rounds that `look_again` counts
 
     def look_again(self, rounds: int) -> None:
         """So many rounds are over."""
@@ -146,7 +148,7 @@ class OpenRow:
         worth, _ = self._best(USUAL, self._expected[USUAL], shares, rate)
         for index, case in enumerate(self.cases):
             case.probe = 0
-            if index in self._expected and not case.length:
+            if index in self._expected and not case.length and self._share[index] > RARE:
                 case.acceptance.fade()
                 value, length = self._best(index, case.acceptance.hoped(), shares, rate)
                 if value > worth:

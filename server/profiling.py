@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from server.draft_lengths import LENGTHS
+from server.draft_lengths import LENGTHS, LOOKUP_LENGTHS
 from server.round_costs import RoundCosts
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job, run_rounds
 from specdec.lookup import NO_LOOKUP, TIERS, Lookup
@@ -64,9 +64,9 @@ def measure_costs(decoder: Decoder[Any], longest_lookup: int) -> RoundCosts | No
 def _kinds(decoder: Decoder[Any], longest_lookup: int) -> list[_Kind]:
     """As many as a row has room for with every draft accepted, short ones first."""
     longest = decoder.drafter.longest if decoder.drafter else 0
-    room = [gamma for gamma in LENGTHS if _output(gamma) < decoder.context]
-    kinds = [(gamma, False) for gamma in room if gamma <= longest]
-    return kinds + [(gamma, True) for gamma in room if 0 < gamma <= longest_lookup]
+    kinds = [(gamma, False) for gamma in LENGTHS if gamma <= longest]
+    kinds += [(gamma, True) for gamma in LOOKUP_LENGTHS if gamma <= longest_lookup]
+    return [kind for kind in kinds if _output(kind[0]) < decoder.context]
 
 
 def _output(gamma: int) -> int:

@@ -4,6 +4,7 @@ Plain Python, no clock.
 """
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from specdec.round import Try
@@ -64,22 +65,22 @@ class RoundCosts:
 
         That plain rounds among others take longer is the drafts' doing.
         """
-        count, added, beyond = 0, 0.0, 0.0
         kinds = {tried.tier >= 0 for row in rounds for tried in row if tried.drafted}
         looked_up = True in kinds
         if len(kinds) != 1:
             return
         table = self._kinds[looked_up]
-        for row, took in zip(rounds, seconds, strict=True):
-            lengths = [tried.drafted for tried in row]
-            beyond += took / self.plain(len(row)) - 1
+        beyond = sum(seconds) / self.plain(len(rounds[0])) - len(seconds)
+        count, added = 0, 0.0
+        for lengths, times in Counter(tuple(t.drafted for t in row) for row in rounds).items():
             if any(lengths):
                 # few rows that draft among many cost more than their share, and a prophet drafts in
                 # steps, as many as the longest draft has: such rounds tell nothing
                 if not (all(lengths) if looked_up else len(set(lengths)) == 1):
                     return
-                added += sum(table.added(len(row), gamma) for gamma in lengths) / len(row)
-                count += 1
+                rows = len(lengths)
+                added += times * sum(table.added(rows, gamma) for gamma in lengths) / rows
+                count += times
         table.lately.observe(added / count, beyond / count, count)
 
 
@@ -131,6 +132,7 @@ class _Line:
         self._known, self._seen = [0.0] * 5, [0.0] * 5
         for added in measured:
             self._add(self._known, added, added, weight)
+        self._fitted: tuple[float, float] | None = None
 
     @staticmethod
     def _add(sums: list[float], x: float, y: float, weight: float) -> None:
@@ -138,14 +140,20 @@ class _Line:
             sums[index] += weight * value
 
     def at(self, x: float) -> float:
+        if self._fitted is None:
+            self._fitted = self._fit()
+        at_none, slope = self._fitted
+        return max(0.0, at_none + slope * x)
+
+    def _fit(self) -> tuple[float, float]:
         count, xs, ys, squares, products = (
             known + seen for known, seen in zip(self._known, self._seen, strict=True)
         )
         spread = count * squares - xs * xs
         if spread > 1e-6 * count * squares:
             slope = max(0.0, (count * products - xs * ys) / spread)
-            return max(0.0, (ys - slope * xs) / count + slope * x)
-        return max(0.0, ys / xs * x) if xs > 0 else 0.0  # of one length alone something is known
+            return (ys - slope * xs) / count, slope
+        return 0.0, ys / xs if xs > 0 else 0.0  # of one length alone something is known
 
     def observe(self, x: float, y: float, rounds: int) -> None:
         """So many rounds."""
@@ -158,6 +166,7 @@ class _Line:
     def fade(self, share: float) -> None:
         """What was seen counts for less."""
         self._seen = [share * value for value in self._seen]
+        self._fitted = None
 
 
 class Lately:

@@ -30,7 +30,7 @@ from specdec.logprobs import ByteLogprob
 from specdec.lookup import Lookup
 from specdec.round import RowResult, Try
 
-SPAN_S = 4e-3
+SPAN_S = 8e-3
 """As many rounds follow one another as fit: who arrives or leaves meanwhile waits so long."""
 
 Deliveries = list[tuple[str, Event]]

@@ -23,7 +23,7 @@ from specdec.lookup import NO_LOOKUP, Lookup
 from specdec.sampling import Features
 from specdec.state import SlotState
 
-MOST_ROUNDS = 16
+MOST_ROUNDS = 32
 """That one call runs: what the host adds to each is shared among them."""
 
 

@@ -15,7 +15,7 @@ from specdec.config import VOCAB_SIZE
 from specdec.noise import gumbel_ahead
 from specdec.sampling import SamplingParams, SamplingRows
 
-NOISE_AHEAD = 64
+NOISE_AHEAD = 128
 """Positions of noise computed at a time: the generator's many small operations are then shared."""
 
 

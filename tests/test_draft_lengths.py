@@ -7,7 +7,7 @@ import pytest
 
 from server.acceptance import Acceptance
 from server.budget import Budget
-from server.draft_lengths import LENGTHS, DraftLengths
+from server.draft_lengths import LENGTHS, LOOKUP_LENGTHS, DraftLengths
 from server.round_costs import RoundCosts
 from specdec.lookup import NO_LOOKUP
 from specdec.round import Try
@@ -328,7 +328,7 @@ class Repeating:
 def looking(cost: Cost, longest: int = 0, rows: tuple[int, ...] = (1, 8)) -> DraftLengths:
     """Of rows for which up to 16 bytes may be looked up."""
     drafted = {(b, gamma): cost(b, gamma) for b in rows for gamma in (LENGTHS if longest else (0,))}
-    looked_up = {(b, gamma): cost(b, gamma) for b in rows for gamma in LENGTHS if gamma}
+    looked_up = {(b, gamma): cost(b, gamma) for b in rows for gamma in LOOKUP_LENGTHS}
     return DraftLengths(RoundCosts(drafted, looked_up), longest)
 
 
@@ -340,7 +340,7 @@ def dear_places(rows: int, gamma: int) -> float:
 def test_what_a_text_repeats_is_looked_up_as_far_as_it_pays() -> None:
     for share, tier, chance, least in (
         (0.5, 3, 0.99, 1.45),
-        (0.5, 0, 0.8, 1.1),
+        (0.5, 0, 0.9, 1.15),
         (0.9, 1, 0.95, 1.4),
     ):
         lengths = looking(dear_places)

@@ -9,7 +9,7 @@ from test_engine import Receiver
 from test_scheduler import submission
 from tiny import agreeing_prophet, tiny_model
 
-from server.draft_lengths import LENGTHS
+from server.draft_lengths import LOOKUP_LENGTHS
 from server.loading import load_engine, pick_device, pick_dtype
 from server.messages import Exactness
 from server.profiling import measure_costs
@@ -165,7 +165,7 @@ def test_what_is_looked_up_is_timed_without_a_prophet_too() -> None:
     costs = measure_costs(decoder, 16)
     assert costs is not None
     assert costs.lengths == (0,)
-    assert costs.lookup_lengths == LENGTHS
+    assert costs.lookup_lengths == (0, *LOOKUP_LENGTHS)
     assert costs.seconds(1, 16, looked_up=True) > costs.plain(1)
     assert measure_costs(decoder, 0) is None
 

@@ -17,7 +17,7 @@
 namespace specdec {
 
 constexpr int LONGEST = 16;      // config.LONGEST_DRAFT
-constexpr int MOST_ROUNDS = 16;  // round.MOST_ROUNDS
+constexpr int MOST_ROUNDS = 32;  // round.MOST_ROUNDS
 
 // What rounds are asked for and give; as in `specdec.native_round`.
 struct Round {
