@@ -25,6 +25,7 @@ from bench.decode import load_prompts
 from bench.report import machine, write_json
 from server.engine import Engine
 from server.loading import load_engine
+from server.memory import spare_collector
 from server.messages import Event, Finished, Mode, Progress, Submission
 from server.settings import Settings
 from specdec.sampling import SamplingParams
@@ -133,6 +134,7 @@ def main(arguments: list[str]) -> int:
     settings = Settings(checkpoint=options.checkpoint, max_batch=max(options.batch))
     engine, bare = load_engine(settings), load_bare(settings)
     torch.set_num_threads(1)
+    spare_collector()  # as the server does
     print(
         "domain  batch  temp    base B/s    auto B/s  ratio [lower 95 %]  best fixed γ  auto/best"
         "  base/no prophet [lower 95 %]"

@@ -51,6 +51,7 @@ class Ours:
         )
         self.engine = load_engine(settings)
         longest = self.engine.info.longest_draft
+        self.lookup_length = self.engine.info.longest_lookup if mode is Mode.AUTO else 0
         self.draft_length = {
             Mode.BASE: 0,
             Mode.SPECULATIVE: min(settings.draft_length, longest),
@@ -62,7 +63,15 @@ class Ours:
         for index, (prompt, receiver) in enumerate(zip(prompts, receivers, strict=True)):
             self.engine.submit(
                 Submission(
-                    f"{index}", prompt, tokens, greedy, 0, self.mode, self.draft_length, None
+                    f"{index}",
+                    prompt,
+                    tokens,
+                    greedy,
+                    0,
+                    self.mode,
+                    self.draft_length,
+                    eos=None,
+                    lookup_length=self.lookup_length,
                 ),
                 receiver,
             )

@@ -54,7 +54,7 @@ class DraftLengths:
     PLAIN_EVERY, PLAIN = 600, 20
     """While rows draft, so many rounds among so many are plain: what they cost is the yardstick."""
     LOOK_EVERY = 64
-    """While nobody drafts one round in so many is observed."""
+    """While nobody drafts one call in so many rounds is observed."""
     SETTLING = 4
     """So many plain rounds behind those that drafted are not timed: they take longer."""
 
@@ -66,7 +66,7 @@ class DraftLengths:
         self._age = 0
         self._wait = self.FIRST
         self._decided = self._drafting = self._trying = False
-        self._since_plain = 0
+        self._since_plain = self._plain_left = 0
         self._settling = self._hopeless = self._unseen = 0
         self._host = Lately()
         """The host's part of calls in which nobody drafts."""
@@ -80,7 +80,9 @@ class DraftLengths:
         if self._rows:  # as the others until it is decided
             for index, case in enumerate(row.cases):
                 lengths = [other.cases[index].length for other in self._rows.values()]
-                case.length = min(case.most, max(set(lengths), key=lengths.count))
+                most = min(case.most, max(set(lengths), key=lengths.count))
+                known = self._costs.lookup_lengths if index else self._costs.lengths
+                case.length = max(gamma for gamma in known if gamma <= most)
         else:
             self._decided = False
         self._rows[slot] = row
@@ -123,14 +125,12 @@ class DraftLengths:
             if not (self._drafting or self._trying) and self._wait == most:
                 self._wait *= self.RESTING
         self._age += 1
-        if self._drafting:
-            self._since_plain += 1
-            if self._since_plain > self.PLAIN_EVERY:
-                if self._since_plain >= self.PLAIN_EVERY + self.PLAIN:
-                    self._since_plain = 0
-                for row in self._rows.values():
-                    row.pause()
-                return Drafts(dict.fromkeys(self._rows, 0), {})
+        if self._since_plain >= self.PLAIN_EVERY:
+            self._since_plain, self._plain_left = 0, self.PLAIN
+        if self._plain_left:
+            for row in self._rows.values():
+                row.pause()
+            return Drafts(dict.fromkeys(self._rows, 0), {}, self._plain_left)
         tries = any(row.cases[USUAL].probe for row in self._rows.values())
         lengths, lookups = {}, {}
         for slot, row in self._rows.items():
@@ -139,12 +139,14 @@ class DraftLengths:
                 lookups[slot] = lookup
         return Drafts(lengths, lookups, TRIALS if tries else MOST_ROUNDS)
 
-    def looks(self, lengths: Mapping[int, int], rounds: int) -> bool:
+    def over(self, lengths: Mapping[int, int], rounds: int) -> bool:
         """Rounds that were planned so are over.  Whether they are to be observed: looking takes
         time too."""
         self._age += rounds - 1
-        if self._drafting:
-            self._since_plain += rounds - 1
+        if self._plain_left:
+            self._plain_left = max(0, self._plain_left - rounds)
+        elif self._drafting:
+            self._since_plain += rounds
         if self._drafting or self._trying or any(lengths.values()):
             return True
         self._unseen += rounds
@@ -165,36 +167,40 @@ class DraftLengths:
         """
         if not tries:
             return
-        count, rows = max(map(len, tries.values())), len(tries)
+        # what follows once rows have dropped out is no matter of price
+        count, rows = min(map(len, tries.values())), len(tries)
         drafting = any(tried.drafted for row in tries.values() for tried in row)
         if drafting:
             self._learn(tries, left)
         for row in self._rows.values():
             row.look_again(count)
+        if self._trying:
+            self._trying = any(row.tries for row in self._rows.values())
         if whole is None:
             return
-        plain, spent = self._costs.plain(rows), sum(seconds)
-        host = whole - spent
+        plain, spent = self._costs.plain(rows), sum(seconds[:count])
+        host = whole - sum(seconds)
         if not drafting:
             passed, self._unseen = max(count, self._unseen), 0
-            if self._settling:
-                self._settling = max(0, self._settling - count)
-                self._budget.spend(count * plain, min(spent, 2 * count * plain))
-            else:
-                self._costs.observe_plain(rows, spent / count, count)
-                self._host.observe(host, 1)
-                self._budget.spend(passed * plain, passed * plain)
+            held_up, settled = seconds[: self._settling], seconds[self._settling : count]
+            self._settling = max(0, self._settling - count)
+            self._host.observe(host, 1)
+            if settled:
+                self._costs.observe_plain(rows, sum(settled) / len(settled), len(settled))
+            usual = (passed - len(held_up)) * plain
+            lost = min(sum(held_up), 2 * len(held_up) * plain)
+            self._budget.spend(passed * plain, usual + lost)
             return
         if self._host.enough:  # of which drafts take more than none
             spent += max(0.0, host - self._host.seconds)
         self._settling = self.SETTLING
-        of_each = [[row[n] for row in tries.values() if n < len(row)] for n in range(count)]
-        self._costs.observe(of_each, seconds)
+        of_each = [[row[n] for row in tries.values()] for n in range(count)]
+        self._costs.observe(of_each, seconds[:count])
         mine = self._rows.keys() | left
         if all(slot in mine or not any(t.drafted for t in row) for slot, row in tries.items()):
             # what rows that always draft cost is not this one's loss
             them = (row for slot, row in tries.items() if slot not in left)
-            given = sum(1 + tried.accepted for row in them for tried in row) / rows
+            given = sum(1 + tried.accepted for row in them for tried in row[:count]) / rows
             self._budget.spend(plain * given, min(spent, 3 * plain * given))
             if not self._budget.open:
                 self._age = self._wait  # decided again at once

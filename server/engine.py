@@ -22,9 +22,12 @@ from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, S
 from server.round_costs import RoundCosts
 from server.scheduler import Deliveries, Plan, Scheduler
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
-from specdec.round import MOST_ROUNDS, RowResult
+from specdec.round import RowResult
 
 logger = logging.getLogger(__name__)
+
+SPAN_S = 8e-3
+"""Rounds follow one another for so long: who arrives or leaves meanwhile waits."""
 
 LONGEST_STOP_S = 5.0
 """How long `Engine.stop` waits for a round that hangs."""
@@ -71,8 +74,8 @@ class Engine:
         self.info = info
         self._decoder = decoder
         lengths = DraftLengths(costs, info.longest_draft) if costs else None
-        rounds = MOST_ROUNDS if decoder.in_core else 1
-        self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK, lengths, rounds)
+        self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK, lengths)
+        decoder.span_s = SPAN_S
         self._ledger = Ledger(costs)
         self._inbox: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
         self._deliver: dict[str, Deliver] = {}

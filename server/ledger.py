@@ -13,7 +13,7 @@ from server.messages import Mode
 from server.round_costs import RoundCosts
 from server.tally import Tally, buckets, per_byte_tallies
 from specdec.config import LONGEST_DRAFT
-from specdec.round import RowResult, Seconds
+from specdec.round import RowResult, Seconds, Try
 
 PHASES = ("draft", "verify", "prefill", "accept", "host")
 """Parts of a round: drafting; the pass of the model, called prefill where it consumes prompt; all
@@ -77,27 +77,34 @@ class Ledger:
         `chosen` are the slots of rows that left their draft lengths open; `consumes` tells that
         some rows consumed prompt; what came for rows that are `gone` is nobody's.
         """
-        size = sum(len(result.output) for slot, result in results.items() if slot not in gone)
         rounds = len(elapsed) or 1
+        tries = [result.rounds for slot, result in results.items() if slot not in gone]
         draft, verify, accept = spent
         if verify:
-            host = max(0.0, seconds - draft - verify - accept)
+            them = zip_longest(*(result.rounds for result in results.values()))
+            drafting = sum(any(tried and tried.drafted for tried in row) for row in them)
+            host = seconds - verify - accept
+            if drafting:
+                self._draft.observe(draft / drafting, drafting)
+                host -= draft
             (self._prefill if consumes else self._verify).observe(verify / rounds, rounds)
             self._accept.observe(accept / rounds, rounds)
-            self._host.observe(host / rounds, rounds)
-            if any(result.drafted for result in results.values()):
-                # of several rounds those in which a prophet drafted
-                tries = zip_longest(*(result.rounds for result in results.values()))
-                drafting = sum(any(t and t.drafted and t.tier < 0 for t in them) for them in tries)
-                if drafting:
-                    self._draft.observe(draft / drafting, drafting)
+            self._host.observe(max(0.0, host) / rounds, rounds)
         for slot in chosen:
             for tried in results[slot].rounds:
                 self._lengths[tried.drafted] += 1
         if self._costs and not consumes:
             self._decode_s += sum(elapsed) if elapsed else seconds
-            rows = len(results)
-            self._bytes[rows] = self._bytes.get(rows, 0) + size
+            self._enter_bytes(len(results), tries)
+
+    def _enter_bytes(self, rows: int, tries: Sequence[Sequence[Try]]) -> None:
+        """Of rows that left beside those whose tries these are nothing counts but that they were
+        there."""
+        left = rows - len(tries)
+        for them in zip_longest(*tries):
+            there = [tried for tried in them if tried]
+            size = sum(1 + tried.accepted for tried in there)
+            self._bytes[left + len(there)] = self._bytes.get(left + len(there), 0) + size
 
     def figures(
         self, per_byte: Mapping[Mode, Tally], places_held: int, gpu: GpuMemory | None, pid: int

@@ -28,7 +28,8 @@ class Shares(NamedTuple):
 RARE = 0.02
 """A case that is met in a smaller share of the rounds is not tried."""
 TRIALS = 4
-"""So many rounds try what is not usually drafted."""
+"""So many rounds try what the prophet does not usually draft, and so many at least what is not
+usually looked up, if it is found: all rounds of a call."""
 
 
 class Case:
@@ -37,7 +38,8 @@ class Case:
     def __init__(self, most: int, usual: Acceptance, met: float) -> None:
         self.most, self.acceptance = most, Acceptance(LONGEST_DRAFT, usual)
         self.met = met
-        """How often it was the case lately, in rounds in which that was looked for."""
+        """How often it was the case lately, in rounds in which that was looked for; as it was
+        before where it is not."""
         self.length = self.probe = self.trials = 0
 
 
@@ -117,8 +119,9 @@ class OpenRow:
             else:
                 case.length = case.probe = 0
         if total > 100:  # what was met a while ago counts for less
-            for case in self.cases:
-                case.met /= 2
+            for index, case in enumerate(self.cases):
+                if index == USUAL or case.length or case.probe:
+                    case.met /= 2
 
     def mean(self, lengths: Sequence[int], shares: Shares) -> tuple[float, float]:
         """Bytes and seconds of a round with these lengths, by case."""

@@ -4,8 +4,8 @@ Plain Python, no clock.
 """
 
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from specdec.round import Try
 
@@ -65,23 +65,39 @@ class RoundCosts:
 
         That plain rounds among others take longer is the drafts' doing.
         """
-        kinds = {tried.tier >= 0 for row in rounds for tried in row if tried.drafted}
-        looked_up = True in kinds
-        if len(kinds) != 1:
-            return
-        table = self._kinds[looked_up]
-        beyond = sum(seconds) / self.plain(len(rounds[0])) - len(seconds)
-        count, added = 0, 0.0
-        for lengths, times in Counter(tuple(t.drafted for t in row) for row in rounds).items():
-            if any(lengths):
-                # few rows that draft among many cost more than their share, and a prophet drafts in
-                # steps, as many as the longest draft has: such rounds tell nothing
-                if not (all(lengths) if looked_up else len(set(lengths)) == 1):
-                    return
-                rows = len(lengths)
-                added += times * sum(table.added(rows, gamma) for gamma in lengths) / rows
-                count += times
-        table.lately.observe(added / count, beyond / count, count)
+        plain = self.plain(len(rounds[0]))
+        held_up, drafting = 0.0, 0
+        fitting = [_Fitting(), _Fitting()]
+        for row, took in zip(rounds, seconds, strict=True):
+            lengths = [tried.drafted for tried in row]
+            beyond = took / plain - 1
+            if not any(lengths):
+                held_up += beyond
+                continue
+            drafting += 1
+            kinds = {tried.tier >= 0 for tried in row if tried.drafted}
+            looked_up = True in kinds
+            # few rows that draft among many cost more than their share, and a prophet drafts in
+            # steps, as many as the longest draft has: such rounds tell nothing
+            if len(kinds) == 1 and (all(lengths) if looked_up else len(set(lengths)) == 1):
+                table, seen = self._kinds[looked_up], fitting[looked_up]
+                seen.count += 1
+                seen.added += sum(table.added(len(row), gamma) for gamma in lengths) / len(row)
+                seen.beyond += beyond
+        for table, seen in zip(self._kinds, fitting, strict=True):
+            if seen.count:
+                each = seen.beyond / seen.count + held_up / drafting
+                table.lately.observe(seen.added / seen.count, each, seen.count)
+
+
+@dataclass
+class _Fitting:
+    """Rounds of a call from which prices can be learned: what was measured to be added, and what
+    was, in plain rounds."""
+
+    count: int = 0
+    added: float = 0.0
+    beyond: float = 0.0
 
 
 class _Table:
@@ -170,7 +186,7 @@ class _Line:
 
 
 class Lately:
-    """Seconds of plain rounds of one number of rows: the mean of all, then of the last 60 or so."""
+    """Seconds of what happens again and again: the mean of all, then of the last 60 or so."""
 
     ENOUGH, MEMORY = 8, 60
 
@@ -182,7 +198,7 @@ class Lately:
         return self._rounds >= self.ENOUGH
 
     def observe(self, seconds: float, rounds: int) -> None:
-        """So many took so long each."""
+        """So many, one behind the other, took so long each."""
         if self.enough:  # rounds that something held up count like slow ones
             seconds = min(seconds, 2 * self.seconds)
         self._rounds = min(self._rounds + rounds, self.MEMORY)

@@ -28,10 +28,7 @@ from server.stops import StopMatcher
 from server.tally import Tally, per_byte_tallies
 from specdec.logprobs import ByteLogprob
 from specdec.lookup import Lookup
-from specdec.round import RowResult, Try
-
-SPAN_S = 8e-3
-"""As many rounds follow one another as fit: who arrives or leaves meanwhile waits so long."""
+from specdec.round import MOST_ROUNDS, RowResult, Try
 
 Deliveries = list[tuple[str, Event]]
 """(request_id, event) pairs, in order."""
@@ -65,6 +62,7 @@ class Plan:
             forks=tuple(fork for fork in self.forks if fork[0] not in slots),
             drafts={slot: n for slot, n in self.drafts.items() if slot not in slots},
             chunks={slot: n for slot, n in self.chunks.items() if slot not in slots},
+            chosen={slot: n for slot, n in self.chosen.items() if slot not in slots},
             lookups={slot: each for slot, each in self.lookups.items() if slot not in slots},
         )
 
@@ -142,9 +140,9 @@ class _Row:
         if result.logprobs:
             self.held_logprobs += result.logprobs[: len(fresh)]
         output, stopped = self.matcher.feed(fresh)
-        self._count(result.rounds, len(result.output) - self.matcher.surplus)
-        self.generated += len(fresh)
         kept = len(fresh) - self.matcher.surplus
+        self._count(result.rounds, kept + (result.ended and not stopped))
+        self.generated += len(fresh)
         per_byte.observe((now - self.emitted) / len(result.output), kept)
         self.emitted = now
         if stopped or result.ended or self.generated >= submission.max_tokens:
@@ -159,11 +157,11 @@ class _Row:
         accepted."""
         begin = 0
         for tried in tries:
-            if begin and begin >= kept:
+            if begin >= kept:
                 break
             self.rounds += 1
             if tried.drafted:
-                accepted = max(0, min(tried.accepted, kept - begin))
+                accepted = min(tried.accepted, kept - begin)
                 self.drafts += 1
                 self.drafted += tried.drafted
                 self.accepted += accepted
@@ -218,15 +216,11 @@ class _Row:
 class Scheduler:
     """Waiting requests, running rows and free slots.
 
-    `lengths` decides for rows that leave it open; without it they draft all that they may.  At most
-    `rounds` rounds follow one another without a look at what has arrived.
+    `lengths` decides for rows that leave it open; without it they draft all that they may.
     """
 
-    def __init__(
-        self, slots: int, chunk: int, lengths: DraftLengths | None = None, rounds: int = 1
-    ) -> None:
+    def __init__(self, slots: int, chunk: int, lengths: DraftLengths | None = None) -> None:
         self._chunk, self._lengths = chunk, lengths
-        self._most_rounds, self._rounds = rounds, 1
         self._slots = slots
         self._free = list(range(slots - 1, -1, -1))
         self._closing: list[int] = []
@@ -301,7 +295,7 @@ class Scheduler:
         forks, drafts, chunks, budget = [], {}, {}, self._chunk
         chosen: dict[int, int] = {}
         lookups: dict[int, Lookup] = {}
-        rounds = self._rounds
+        rounds = MOST_ROUNDS
         # dictionaries keep the order of admission: the first to come prefills first
         for slot, row in self._running.items():
             if row.leader is not None:
@@ -325,8 +319,7 @@ class Scheduler:
         if self._lengths:
             if self._lengths.rows:
                 fixed = [n for slot, n in drafts.items() if not self._running[slot].decides]
-                chosen, lookups, most = self._lengths.plan(fixed)
-                rounds = min(rounds, most)
+                chosen, lookups, rounds = self._lengths.plan(fixed)
                 drafts.update(chosen)
             for slot in drafts:
                 if self._running[slot].stays_plain:
@@ -369,10 +362,7 @@ class Scheduler:
         """
         deliveries: Deliveries = []
         gone = self.gone(plan)
-        if elapsed:
-            mean = sum(elapsed) / len(elapsed)
-            self._rounds = max(1, min(self._most_rounds, int(SPAN_S / mean)))
-        if self._lengths and plan.drafts and self._lengths.looks(plan.drafts, len(elapsed) or 1):
+        if self._lengths and plan.drafts and self._lengths.over(plan.drafts, len(elapsed) or 1):
             # a slot may be another row's by now: the one that left has a number below 0
             tries = {~slot if slot in gone else slot: results[slot].rounds for slot in plan.drafts}
             left = [~slot for slot in gone if slot in plan.chosen]

@@ -4,6 +4,7 @@ Turns plain numbers (which slot drafts how much, which prompt bytes are consumed
 Knows no queue and no request: that is a scheduler's work, and `generate` below is the smallest one.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,8 @@ class Decoder(Generic[Model]):
         self.run_round, self.ahead, self.in_core = run_round, ahead, in_core
         self.slots, self.context, self.device = slots, context, device
         self.state = state or SlotState(slots, device)
+        self.span_s = math.inf
+        """After so long a call begins no further round."""
         self._rows: list[_Row | None] = [None] * slots
         self._held: list[_Held | None] = [None] * slots
         """What prompt each slot's cache begins with, whether or not a row is there."""
@@ -162,8 +165,8 @@ class Decoder(Generic[Model]):
         scores its prompt.
 
         Slots of `lookups` draft from their text where that matches.  A row drafts no further than
-        its last byte, whatever is asked.  Up to `rounds` rounds are run: fewer where noise is
-        short, and one only where prompts are consumed or log-probabilities wanted.
+        its last byte, whatever is asked.  Up to `rounds` rounds are run: fewer where noise or
+        `span_s` is short, and one only where prompts are consumed or log-probabilities wanted.
         """
         return self.begin(drafts, chunks, lookups, rounds)()
 
@@ -190,7 +193,7 @@ class Decoder(Generic[Model]):
         rounds = max(1, min(rounds, MOST_ROUNDS))
         # for more than half of what is made at a time too much would be made again
         self._refill_noise(decodes, max(reach, min(rounds * reach, NOISE_AHEAD // 2)))
-        work = Round(tuple(decodes), tuple(prefills), rounds)
+        work = Round(tuple(decodes), tuple(prefills), rounds, self.span_s)
         outcome = self.run_round(self.model, self.drafter, self.state, work)
         rows = [self._row(decode.slot) for decode in decodes]
         for row, decode in zip(rows, decodes, strict=True):

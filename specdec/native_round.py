@@ -98,6 +98,7 @@ class _Round(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "rounds")),
+        ("span", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("slot", "gamma", "watched", "lookup")),
         ("prefills", ctypes.c_int64),
         *((f"prefill_{name}", ctypes.c_void_p) for name in ("slot", "start", "size")),
@@ -149,7 +150,7 @@ def run_native_round(
     buffers = _buffers[state]
     decodes = work.decodes
     buffers.round.rows = len(decodes)
-    buffers.round.rounds = work.repeats
+    buffers.round.rounds, buffers.round.span = work.repeats, work.span_s
     judged = 0
     for index, row in enumerate(decodes):
         buffers.slot[index], buffers.gamma[index] = row.slot, row.drafts

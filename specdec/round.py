@@ -11,6 +11,7 @@ Here are the records; `specdec.torch_round` runs a round on any device, `specdec
 one call of the compiled core.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -77,11 +78,12 @@ class Prefill:
 @dataclass(frozen=True)
 class Round:
     """What is to be done, in one pass; by the compiled core, where no prompt is consumed, up to
-    `repeats` times."""
+    `repeats` times, and no more begun after `span_s` seconds."""
 
     decodes: tuple[Decode, ...] = ()
     prefills: tuple[Prefill, ...] = ()
     repeats: int = 1
+    span_s: float = math.inf
 
 
 class Try(NamedTuple):
@@ -126,7 +128,7 @@ class Seconds(NamedTuple):
 class RoundResult:
     """For each row, in order; of a prefill that is not scored nothing is told.
 
-    `elapsed`: what each round took, where there were several.
+    `elapsed`: what each round took, of those of the core.
     """
 
     decodes: tuple[RowResult, ...]

@@ -37,7 +37,7 @@ def tell(
     left: Collection[int] = (),
 ) -> None:
     """Of one round, in which what was accepted is given by slot; if it is looked at."""
-    if lengths.looks(drafted, 1):
+    if lengths.over(drafted, 1):
         tries = {slot: (Try(n, accepted[slot]),) for slot, n in drafted.items()}
         lengths.observe(tries, [] if seconds is None else [seconds], seconds, left)
 
@@ -318,7 +318,7 @@ class Repeating:
                     accepted += 1
                 tries.append(Try(drafted, accepted, self.tier if found else -1))
                 seconds.append(cost(1, drafted))
-            if lengths.looks(planned.lengths, len(tries)):
+            if lengths.over(planned.lengths, len(tries)):
                 lengths.observe({0: tries}, seconds, sum(seconds))
             total += len(tries) + sum(tried.accepted for tried in tries)
             spent += sum(seconds)
@@ -393,7 +393,7 @@ def test_no_row_looks_up_more_than_it_may() -> None:
         assert set(planned.lookups) <= {0}
         assert max(planned.lookups.get(0, NO_LOOKUP)) <= 2
         tries = {0: [Try(2, 2, 3)], 1: [Try(0, 0)]}
-        if lengths.looks(planned.lengths, 1):
+        if lengths.over(planned.lengths, 1):
             lengths.observe(tries, [1.0], 1.0)
     assert lengths.plan([]).lookups[0] == (2, 2, 2, 2)
 
@@ -406,3 +406,71 @@ def test_plain_rounds_among_others_are_no_yardstick() -> None:
         costs.observe(rounds, [1.4, 1.3, 1.3])
     assert costs.plain(1) == 1.0
     assert costs.seconds(1, 4, looked_up=True) == pytest.approx(2.0, abs=0.1)
+
+
+def test_a_row_that_may_draft_less_than_the_others_takes_a_length_that_has_a_price() -> None:
+    lengths = looking(lambda rows, gamma: rows * (1 + 0.01 * gamma), longest=16)
+    lengths.enter(0, 16, 16)
+    assert lengths.plan([]).lengths[0] > 7
+    lengths.enter(1, 7, 4)
+    lengths._age = 10**6  # decided again
+    planned = lengths.plan([])
+    assert planned.lengths[1] <= 7
+    assert max(planned.lookups[1]) <= 4
+
+
+def test_rows_that_drop_out_of_a_call_change_no_price() -> None:
+    def cost(rows: int, gamma: int) -> float:
+        return (1.0 if rows > 1 else 0.8) * (1 + 0.5 * gamma)
+
+    lengths = looking(cost, rows=(1, 2))
+    lengths.enter(0, 0, 16)
+    lengths.enter(1, 0, 16)
+    lengths.plan([])
+    for _ in range(200):
+        tries = {0: [Try(1, 1, 0), *[Try(0, 0)] * 19], 1: [Try(1, 1, 0)]}
+        lengths.over({0: 0, 1: 0}, 20)
+        lengths.observe(tries, [1.5, *[0.8] * 19], 1.5 + 19 * 0.8)
+    assert lengths._budget.open
+    assert lengths._costs.plain(2) == 1.0
+    assert lengths._costs.seconds(2, 1, looked_up=True) == pytest.approx(1.5, abs=0.1)
+
+
+def test_prices_are_learned_from_rounds_that_fit_among_others_that_do_not() -> None:
+    costs = RoundCosts(
+        {(2, gamma): 1 + 0.1 * gamma for gamma in (0, 4)},
+        {(2, gamma): 1 + 0.1 * gamma for gamma in (1, 4, 16)},
+    )
+    rounds = [[Try(4, 4, 0), Try(4, 0, 1)], [Try(4, 1, 0), Try(0, 0)], [Try(4, 1), Try(4, 2)]]
+    for _ in range(200):
+        costs.observe(rounds, [2.0, 9.0, 3.0])
+    assert costs.seconds(2, 4, looked_up=True) == pytest.approx(2.0, abs=0.1)
+    assert costs.seconds(2, 4) == pytest.approx(3.0, abs=0.2)
+
+
+@pytest.mark.parametrize("rounds", [1, 7, 26])
+def test_the_yardstick_is_kept_true_in_calls_of_any_length(rounds: int) -> None:
+    lengths = looking(lambda rows, gamma: 1 + 0.01 * gamma)
+    lengths.enter(0, 0, 16)
+    plain = total = 0
+    for _ in range(4000 // rounds):
+        planned = lengths.plan([])
+        count = min(rounds, planned.rounds)
+        drafted = bool(planned.lookups)
+        plain += count * (not drafted)
+        total += count
+        tries = [Try(16, 16, 3) if drafted else Try(0, 0)] * count
+        if lengths.over(planned.lengths, count):
+            lengths.observe({0: tries}, [1.2 if drafted else 1.0] * count, 1.2 * count)
+    assert plain / total == pytest.approx(DraftLengths.PLAIN / 620, rel=0.25)
+
+
+def test_what_calls_with_drafts_take_the_host_beyond_others_is_booked() -> None:
+    lengths = looking(lambda rows, gamma: 1 + 0.01 * gamma)
+    lengths.enter(0, 0, 16)
+    lengths.plan([])
+    for _ in range(20):
+        lengths.observe({0: [Try(0, 0)] * 4}, [1.0] * 4, 5.0)
+    for _ in range(400):  # four bytes for the price of two, and twenty for the host
+        lengths.observe({0: [Try(1, 1, 0)] * 2}, [1.0] * 2, 22.0)
+    assert not lengths._budget.open

@@ -214,7 +214,7 @@ def test_a_text_that_is_all_the_same_drafts_itself() -> None:
 
 def test_several_rounds_in_a_call() -> None:
     decoder = native(slots=2)
-    jobs = [Job(b"xy", 20, SamplingParams(), 1), Job(b"xyz", 5, SamplingParams(), 2)]
+    jobs = [Job(b"xy", 60, SamplingParams(), 1), Job(b"xyz", 5, SamplingParams(), 2)]
     expected = generate(decoder, jobs, rounds=1)
     open_all(decoder, jobs)
     step = decoder.step({0: 0, 1: 0}, None, None, 100)
@@ -231,16 +231,23 @@ def test_several_rounds_in_a_call() -> None:
 
 
 def test_rounds_go_on_while_there_is_noise_for_the_longest_drafts() -> None:
-    """It is made for 64 bytes: three rounds of seventeen take 51, a fourth would need 68."""
+    """It is made for 128 bytes: seven rounds of seventeen take 119, an eighth would need 136."""
     decoder = native(slots=1)
     same = SamplingParams(temperature=1.0, logit_bias=((97, 1000.0),))
-    open_all(decoder, [Job(b"a" * 40, 100, same)])
-    result = decoder.step({0: 0}, None, {0: (0, 0, 0, 16)}, 8)[0]
-    assert [tuple(each) for each in result.rounds] == [(16, 16, 3)] * 3
+    open_all(decoder, [Job(b"a" * 33, 125, same)])
+    result = decoder.step({0: 0}, None, {0: (0, 0, 0, 16)}, 9)[0]
+    assert [tuple(each) for each in result.rounds] == [(16, 16, 3)] * 7
     decoder.close(0)
     greedy = SamplingParams(temperature=0.0, logit_bias=((97, 1000.0),))
     open_all(decoder, [Job(b"a" * 40, 100, greedy)])
     assert len(decoder.step({0: 0}, None, {0: (0, 0, 0, 16)}, 5)[0].rounds) == 5
+
+
+def test_no_round_is_begun_after_the_span() -> None:
+    decoder = native(slots=1)
+    open_all(decoder, [Job(b"xy", 60)])
+    decoder.span_s = 1e-9
+    assert len(decoder.step({0: 0}, None, None, 9)[0].output) == 1
 
 
 def test_an_end_of_document_byte_ends_the_rounds_of_its_row() -> None:

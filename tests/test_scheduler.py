@@ -169,15 +169,25 @@ def test_rounds_behind_a_stop_string_count_for_nothing() -> None:
     assert finished.speculation == Speculation(2, 2, 5, 5, (2, 2, 1), 3, 3)
 
 
-def test_as_many_rounds_follow_one_another_as_take_four_milliseconds() -> None:
-    scheduler = Scheduler(2, 128, rounds=8)
-    scheduler.submit(submission("a", prompt=b"a", mode=Mode.BASE, draft_length=0), 0.0)
-    planned = []
-    for elapsed in ((2e-4,), (2e-4,) * 8, (1e-3,) * 8, (9e-3,), ()):
-        plan = scheduler.plan(0.0)
-        planned.append(plan.rounds)
-        scheduler.apply(plan, {0: emit(b"x")}, 0.0, 1.0, elapsed)
-    assert planned == [1, 8, 8, 4, 1]
+def test_a_stop_string_before_the_end_byte_counts_alike_in_one_call_and_in_several() -> None:
+    told = []
+    for calls in ([rounds(b"a#x\0", *[Try(0, 0)] * 4)], [emit(b"a"), emit(b"#"), emit(b"x")]):
+        scheduler = Scheduler(1, 128)
+        scheduler.submit(submission("a", stops=(b"#",), max_tokens=40, eos=0), 0.0)
+        one_round(scheduler, {})
+        events = [
+            e
+            for call in calls
+            for _, e in one_round(scheduler, {0: replace(call, ended=call.output[-1:] == b"\0")})[1]
+        ]
+        (finished,) = (event for event in events if isinstance(event, Finished))
+        told.append((finished.reason, finished.speculation.rounds))
+    assert told == [(FinishReason.STOP, 2)] * 2
+
+
+def test_a_refused_row_leaves_a_plan_whole() -> None:
+    plan = Plan(drafts={0: 1, 1: 2}, chosen={0: 1, 1: 2}, lookups={1: (1, 1, 1, 1)})
+    assert plan.without([1]) == Plan(drafts={0: 1}, chosen={0: 1})
 
 
 def test_held_back_bytes_come_out_where_no_stop_string_follows() -> None:

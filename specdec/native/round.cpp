@@ -22,6 +22,7 @@ constexpr int MOST_ROUNDS = 32;  // round.MOST_ROUNDS
 // What rounds are asked for and give; as in `specdec.native_round`.
 struct Round {
     int64_t rows, rounds;  // rounds at most, while there is noise; one where prompts are consumed
+    double span;           // seconds after which no further one begins
     const int64_t *slot, *gamma;
     const uint8_t* watched;
     const int64_t* lookup;  // [rows, tiers]: drafts to take from the text instead where it matches
@@ -53,8 +54,9 @@ class Model {
             int64_t slot = round.slot[r];
             texts_.put(slot, slots.length[slot], slots.last[slot]);
         }
-        for (int n = 0; n < round.rounds; ++n) {
-            round.elapsed[n] = once(team, drafter, slots, round);
+        double spent = 0;
+        for (int n = 0; n < round.rounds && spent < round.span; ++n) {
+            spent += round.elapsed[n] = once(team, drafter, slots, round);
             auto done = [&](int r) {
                 int64_t slot = round.slot[r];
                 return round.ended[r] || slots.length[slot] + 1 >= slots.end[slot];
