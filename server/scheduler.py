@@ -266,7 +266,7 @@ class Scheduler:
         leaving = [row for row in self._waiting if which(row)]
         for row in leaving:
             self._waiting.remove(row)
-            row.admitted = row.decoding = now
+            row.admitted = row.decoding = row.emitted = now
         for slot, row in list(self._running.items()):
             if which(row):
                 self._release(slot)
@@ -283,7 +283,7 @@ class Scheduler:
         pledged = {row.source for row in self._running.values() if row.leader}
         while self._waiting and (free := [slot for slot in self._free if slot not in pledged]):
             row = self._waiting.popleft()
-            row.admitted = row.decoding = now
+            row.admitted = row.decoding = row.emitted = now
             if row.submission.draft_length and row.decides and self._lengths:
                 beside = min(self._slots, len(self._running) + len(self._waiting) + 1)
                 if not self._lengths.worth_watching(beside):
