@@ -109,6 +109,11 @@ class _Row:
         """Whether its lengths were left open and are 0 to the end."""
         return self.submission.mode is Mode.AUTO and not self.decides
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for its first byte."""
+        return not self.generated and self.submission.interval_s < math.inf
+
     def stay_unwatched(self) -> None:
         """Has the prophet never draft for it."""
         self.submission = replace(self.submission, draft_length=0)
@@ -324,6 +329,8 @@ class Scheduler:
             for slot in drafts:
                 if self._running[slot].stays_plain:
                     chosen[slot] = 0
+        if any(self._running[slot].awaited for slot in drafts):
+            rounds = 1
         rows = {slot: self._running[slot] for slot in (*drafts, *chunks)}
         return Plan(
             closing, tuple(opening), tuple(forks), drafts, chunks, chosen, lookups, rows, rounds

@@ -1,5 +1,6 @@
 """The scheduler by itself: no model, no thread, a clock that the test turns."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from server.messages import (
 from server.round_costs import RoundCosts
 from server.scheduler import Deliveries, Plan, Scheduler
 from specdec.logprobs import ByteLogprob
-from specdec.round import RowResult, Try
+from specdec.round import MOST_ROUNDS, RowResult, Try
 from specdec.sampling import SamplingParams
 
 
@@ -183,6 +184,17 @@ def test_a_stop_string_before_the_end_byte_counts_alike_in_one_call_and_in_sever
         (finished,) = (event for event in events if isinstance(event, Finished))
         told.append((finished.reason, finished.speculation.rounds))
     assert told == [(FinishReason.STOP, 2)] * 2
+
+
+def test_a_first_byte_that_is_waited_for_comes_by_itself() -> None:
+    scheduler = Scheduler(2, 128)
+    scheduler.submit(submission("stream", prompt=b"a"), 0.0)
+    scheduler.submit(submission("whole", prompt=b"b", interval_s=math.inf), 0.0)
+    first, _ = one_round(scheduler, {0: emit(b"x"), 1: emit(b"y")})
+    assert (first.rounds, scheduler.plan(0.0).rounds) == (1, MOST_ROUNDS)
+    alone = Scheduler(1, 128)
+    alone.submit(submission("whole", prompt=b"b", interval_s=math.inf), 0.0)
+    assert alone.plan(0.0).rounds == MOST_ROUNDS
 
 
 def test_a_refused_row_leaves_a_plan_whole() -> None:
