@@ -1,6 +1,6 @@
 """What rounds took and gave, added up where they happen.
 
-A round may be over in 0.3 ms, so entering one costs a few list operations and what can wait for a
+A round may be over in 0.2 ms, so entering one costs a few list operations and what can wait for a
 reader does.  Plain Python, no clock, no tensors.
 """
 
@@ -81,10 +81,10 @@ class Ledger:
         tries = [result.rounds for slot, result in results.items() if slot not in gone]
         draft, verify, accept = spent
         if verify:
-            them = zip_longest(*(result.rounds for result in results.values()))
-            drafting = sum(any(tried and tried.drafted for tried in row) for row in them)
             host = seconds - verify - accept
-            if drafting:
+            if any(result.drafted for result in results.values()):
+                them = zip_longest(*(result.rounds for result in results.values()))
+                drafting = sum(any(tried and tried.drafted for tried in row) for row in them)
                 self._draft.observe(draft / drafting, drafting)
                 host -= draft
             (self._prefill if consumes else self._verify).observe(verify / rounds, rounds)
