@@ -63,13 +63,13 @@ def process_row(logits: Scores, output: bytes, params: SamplingParams, eos: int 
     if params.top_k:
         threshold = scores[order[params.top_k - 1]]
         keep({byte for byte in order if scores[byte] >= threshold})
-    weights = np.exp(np.array([scores[byte] for byte in order]))
-    weights /= weights.sum()
     if params.top_p < 1:
+        weights = [math.exp(scores[byte]) for byte in order]  # of ties for the top: 1, exactly
+        enough = params.top_p * math.fsum(weights)
         kept: set[int] = set()
         mass = 0.0
         for byte, weight in zip(order, weights, strict=True):
-            if kept and mass >= params.top_p:
+            if kept and mass >= enough:
                 break
             kept.add(byte)
             mass += weight

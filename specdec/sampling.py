@@ -172,7 +172,9 @@ def filter_top(logits: Tensor, rows: SamplingRows) -> Tensor:
     """top_k, then top_p of what is left, then min_p; what falls out becomes -inf.
 
     Ties at top_k's threshold stay.  top_p takes bytes in falling order, ties by byte value, while
-    the probability before them is under top_p.  A row with neutral values keeps its bits.
+    the probability before them is under top_p.  Weights relative to the likeliest are compared,
+    not probabilities: those of ties are whole numbers, whose sums are exact in any order.
+    A row with neutral values keeps its bits.
     """
     ordered = logits.sort(dim=-1, descending=True).values
     last = (rows.top_k - 1).clamp_min(0)
@@ -181,9 +183,10 @@ def filter_top(logits: Tensor, rows: SamplingRows) -> Tensor:
     logits = logits.masked_fill(out, -torch.inf)
 
     ordered, index = logits.sort(dim=-1, descending=True, stable=True)
-    probability = ordered.softmax(-1)
-    before = probability.cumsum(-1) - probability
-    out_ordered = (before >= rows.top_p[:, None]) & (rows.top_p < 1)[:, None]
+    weight = ordered.exp()  # the top is 0
+    before = weight.cumsum(-1) - weight
+    enough = rows.top_p[:, None] * weight.sum(-1, keepdim=True)
+    out_ordered = (before >= enough) & (rows.top_p < 1)[:, None]
     out_ordered[:, 0] = False
     out = torch.zeros_like(out_ordered).scatter(-1, index, out_ordered)
     logits = logits.masked_fill(out, -torch.inf)

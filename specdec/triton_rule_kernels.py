@@ -119,10 +119,10 @@ def _filtered(score, most, mass, floor, VOCABULARY: tl.constexpr):
         score = tl.where(score < threshold, float("-inf"), score)
     if mass < 1:
         ordered = tl.sort(score, descending=True)
-        probability = tl.exp(ordered)
-        probability = probability / tl.sum(probability, 0)
-        before = tl.cumsum(probability, 0) - probability
-        kept = tl.sum(((before < mass) | (rank == 0)).to(tl.int32), 0)
+        weight = tl.exp(ordered)
+        before = tl.cumsum(weight, 0) - weight
+        enough = mass * tl.sum(weight, 0)
+        kept = tl.sum(((before < enough) | (rank == 0)).to(tl.int32), 0)
         threshold = tl.max(tl.where(rank == kept - 1, ordered, float("-inf")), 0)
         # of those at the threshold the lowest bytes stay, as many as there is room for
         tied = score == threshold

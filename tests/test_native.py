@@ -147,9 +147,9 @@ def test_a_copied_slot_goes_on_like_its_source() -> None:
 
 PARAMS = st.builds(
     SamplingParams,
-    temperature=st.sampled_from([0.0, 1e-3, 0.7, 1.0, 2.0]),
+    temperature=st.sampled_from([0.0, 1e-6, 1e-3, 0.7, 1.0, 2.0]),
     top_k=st.sampled_from([0, 0, 1, 5, 256]),
-    top_p=st.sampled_from([1.0, 1.0, 0.9, 0.2, 1e-6]),
+    top_p=st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.2, 1e-6]),
     min_p=st.sampled_from([0.0, 0.0, 0.05, 1.0]),
     presence_penalty=st.sampled_from([0.0, 1.5, -1.0]),
     frequency_penalty=st.sampled_from([0.0, 0.5]),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from specdec import oracle
@@ -46,6 +46,13 @@ def _choose_alone(
 
 
 @settings(max_examples=400)
+@example(
+    kind="integers",
+    params=SamplingParams(temperature=1e-6, top_p=0.5),
+    output=bytes(4),
+    seed=177540691,
+    eos=0,
+)
 @given(
     kind=st.sampled_from(["integers", "flat", "peaked"]),
     params=PARAMS,
@@ -88,6 +95,24 @@ def test_ties_go_to_the_lowest_byte() -> None:
     assert _choose_alone(logits, b"", greedy, 1, 5, 0) == 9
     top_p = SamplingParams(temperature=1, top_p=1e-9)
     assert {_choose_alone(logits, b"", top_p, seed, 5, 0) for seed in range(50)} == {9}
+
+
+@pytest.mark.parametrize("tied", range(1, 21))
+def test_top_p_counts_ties_exactly(tied: int) -> None:
+    """Whether half of six equal bytes is enough must not hang on how thirds are rounded."""
+    logits = torch.full((256,), -50.0)
+    logits[10 : 10 + tied] = 3.0
+    rows = SamplingRows.neutral(1, torch.device("cpu"))
+    for top_p in (0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9):
+        params = SamplingParams(temperature=1e-3, top_p=top_p)
+        rows.set(0, params, None, 1)
+        scores = process(
+            logits[None], rows, torch.zeros(1, 256), torch.tensor([1]), params.features
+        )
+        expected = list(range(10, 10 + math.ceil(top_p * tied)))
+        assert scores[0].isfinite().nonzero()[:, 0].tolist() == expected
+        slow = oracle.process_row(logits.numpy(), b"", params, None)
+        assert np.isfinite(slow).nonzero()[0].tolist() == expected
 
 
 def test_top_k_keeps_ties_at_its_threshold() -> None:

@@ -91,13 +91,11 @@ class Row {
             std::iota(order, order + BYTES, 0);
             std::stable_sort(order, order + BYTES,
                              [scores](int a, int b) { return scores[a] > scores[b]; });
-            double share[BYTES], total = 0;
-            for (int i = 0; i < BYTES; ++i) total += share[i] = std::exp(scores[order[i]]);
-            double before = 0;
+            double weight[BYTES], total = 0, before = 0;
+            for (int i = 0; i < BYTES; ++i) total += weight[i] = std::exp(scores[order[i]]);
             for (int i = 0; i < BYTES; ++i) {
-                double p = share[i] / total;
-                if (i && before >= top_p) scores[order[i]] = -INFINITY;
-                before += p;
+                if (i && before >= top_p * total) scores[order[i]] = -INFINITY;
+                before += weight[i];
             }
         }
         if (min_p > 0) {
