@@ -16,10 +16,8 @@ from specdec.graph_round import IDLE_SLOTS, Capture, GraphRounds
 from specdec.kinds import build_drafter
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library, torch_on_one_thread
-from specdec.native_noise import native_gumbel_ahead
 from specdec.native_round import NativeDrafter, run_native_round
 from specdec.native_stack import NativeModel
-from specdec.noise import gumbel_ahead
 from specdec.packed import PackedModel
 from specdec.prophet import Prophet
 from specdec.round import RunRound
@@ -56,7 +54,7 @@ def build_decoder(
     context = context or model.config.max_position_embeddings
     passes: Model
     drafter: SlotDrafter | None = None
-    make_noise = gumbel_ahead
+    state: SlotState | None = None
     if runs_natively(kernels, device, dtype):
         passes = NativeModel(model, slots=slots, context=context, dtype=dtype)
         if prophet is not None:
@@ -64,7 +62,7 @@ def build_decoder(
                 prophet, slots=slots, context=context, dtype=native_stack.cache_dtype(dtype)
             )
         run: RunRound = run_native_round
-        make_noise = native_gumbel_ahead
+        state = SlotState(slots, device, None)
     elif runs_on_graphs(kernels, device, dtype):
         from specdec.cuda_graph import CudaGraphs
 
@@ -92,7 +90,7 @@ def build_decoder(
         context=context,
         device=device,
         run_round=run,
-        state=SlotState(slots, device, make_noise),
+        state=state,
         in_core=isinstance(passes, NativeModel),
     )
 

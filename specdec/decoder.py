@@ -28,7 +28,7 @@ from specdec.round import (
     SlotModel,
 )
 from specdec.sampling import Features, SamplingParams
-from specdec.state import NOISE_AHEAD, SlotState
+from specdec.state import SlotState
 from specdec.torch_round import run_round
 
 LONGEST_CHUNK = LONGEST_SPAN
@@ -165,7 +165,7 @@ class Decoder(Generic[Model]):
         scores its prompt.
 
         Slots of `lookups` draft from their text where that matches.  A row drafts no further than
-        its last byte, whatever is asked.  Up to `rounds` rounds are run: fewer where noise or
+        its last byte, whatever is asked.  Up to `rounds` rounds are run: fewer where
         `span_s` is short, and one only where prompts are consumed or log-probabilities wanted.
         """
         return self.begin(drafts, chunks, lookups, rounds)()
@@ -187,12 +187,10 @@ class Decoder(Generic[Model]):
         of = lookups or {}
         decodes = [self._decode(slot, n, of.get(slot, NO_LOOKUP)) for slot, n in drafts.items()]
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
-        reach = 1 + max((decode.longest for decode in decodes), default=0)
         if prefills or not self.in_core or any(decode.alternatives >= 0 for decode in decodes):
             rounds = 1
         rounds = max(1, min(rounds, MOST_ROUNDS))
-        # for more than half of what is made at a time too much would be made again
-        self._refill_noise(decodes, max(reach, min(rounds * reach, NOISE_AHEAD // 2)))
+        self._refill_noise(decodes)
         work = Round(tuple(decodes), tuple(prefills), rounds, self.span_s)
         outcome = self.run_round(self.model, self.drafter, self.state, work)
         rows = [self._row(decode.slot) for decode in decodes]
@@ -258,15 +256,15 @@ class Decoder(Generic[Model]):
             row.watched,
         )
 
-    def _refill_noise(self, decodes: Sequence[Decode], reach: int) -> None:
-        """For as many bytes as each may get."""
+    def _refill_noise(self, decodes: Sequence[Decode]) -> None:
+        """For as many bytes as each may get from a round."""
         # greedy rows too: what they share a pass with may look at theirs, and leave it
         if any(decode.features.sampled for decode in decodes):
             rows = [self._row(decode.slot) for decode in decodes]
             self.state.refill_noise(
                 [decode.slot for decode in decodes],
                 [row.length for row in rows],
-                reach + max(row.unread for row in rows),
+                1 + max(d.drafts for d in decodes) + max(row.unread for row in rows),
             )
 
 

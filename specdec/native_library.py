@@ -52,7 +52,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "specdec_drafter_keep": (None, [_POINTER, _INT]),
     "specdec_drafter_copy": (None, [_POINTER] + [_INT] * 3),
     "specdec_round": (None, [_POINTER] * 5),
-    "specdec_uniforms": (None, [_INT, _INT] + [_POINTER] * 3),
     "specdec_choose": (
         None,
         [_POINTER, _INT, _INT, _INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER],

@@ -21,7 +21,7 @@ from specdec.packed import SLACK
 from specdec.parallel_prophet import ParallelProphet
 from specdec.prophet import Prophet
 from specdec.round import MOST_ROUNDS, Prefill, Round, RoundResult, RowResult, Seconds, Try
-from specdec.state import NOISE_AHEAD, SlotState
+from specdec.state import SlotState
 
 _OUTPUT, _TRIES = MOST_ROUNDS * (LONGEST_DRAFT + 1), MOST_ROUNDS * len(Try._fields)
 """What a row has in a call's arrays."""
@@ -79,18 +79,15 @@ class _Slots(ctypes.Structure):
         *("presence_penalty", "frequency_penalty", "repetition_penalty"),
         *("bias", "top_k", "eos", "allow_eos_from"),
     )
-    _STATE = ("counts", "noise", "noise_start", "length", "last", "end")
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in (*_SAMPLING, *_STATE)),
-        ("ahead", ctypes.c_int64),
-    ]
+    _STATE = ("counts", "seed", "length", "last", "end")
+    _fields_ = [(name, ctypes.c_void_p) for name in (*_SAMPLING, *_STATE)]
 
     @classmethod
     def of(cls, state: SlotState) -> "_Slots":
         tensors = [getattr(state.sampling, name) for name in cls._SAMPLING]
         tensors += [getattr(state, name) for name in cls._STATE]
         assert all(tensor.is_contiguous() for tensor in tensors)
-        return cls(*(tensor.data_ptr() for tensor in tensors), NOISE_AHEAD)
+        return cls(*(tensor.data_ptr() for tensor in tensors))
 
 
 class _Round(ctypes.Structure):

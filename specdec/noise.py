@@ -1,10 +1,15 @@
-"""Gumbel noise as a pure function of seed and position.
+"""Gumbel noise as a pure function of seed and position, the same bits on every device.
 
 A counter-based generator (Philox 4×32, 10 rounds; Salmon et al. 2011): key = seed, counter =
-(byte pair, position), so that any block can be computed anywhere, in any order, again.  Knows
-nothing of logits: adding the noise to log-probabilities and taking the argmax samples exactly
-(Gumbel 1954; Maddison et al. 2014).
+(byte pair, position), so that any block can be computed anywhere, in any order, again.  Its
+logarithms are made of operations that IEEE 754 rounds the same way everywhere, for libraries'
+differ in their last bits.  Knows nothing of logits: adding the noise to log-probabilities and
+taking the argmax samples exactly (Gumbel 1954; Maddison et al. 2014).
+
+The same function is stated in `native/noise.h` and `specdec.triton_rule_kernels`.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -15,6 +20,8 @@ _ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
+_TERMS = 11
+"""Of the series of artanh, which then is short of float64's last bit by less than itself."""
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
@@ -40,8 +47,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 def gumbel(seed: Tensor, position: Tensor) -> Tensor:
     """Standard Gumbel noise [..., 256] in float64 for seeds [...] and positions [...] (int64).
 
-    Large values come from exponentials near 0, which are made from uniforms near 0, where
-    float64 is finest; the largest possible value is 37.4.
+    From -3.6 to 36.8.  Uniforms are odd multiples of 2⁻⁵³, so one minus them is exact too.
     """
     seed, position = torch.broadcast_tensors(seed[..., None], position[..., None])
     pair = torch.arange(VOCAB_SIZE // 2, device=seed.device)
@@ -50,13 +56,25 @@ def gumbel(seed: Tensor, position: Tensor) -> Tensor:
         (seed & _LOW, seed >> 32 & _LOW),
     )
     high, low = words[..., 0::2], words[..., 1::2]
-    uniform = ((high << 21 | low >> 11).double() + 0.5) * 2.0**-53
-    return gumbel_of(uniform.flatten(-2))
+    rest = 1 - ((high << 20 | low >> 12).double() + 0.5) * 2.0**-52
+    return -logarithm(-logarithm(rest.flatten(-2)))
 
 
-def gumbel_of(uniform: Tensor) -> Tensor:
-    """The noise that uniforms stand for, written over them."""
-    return uniform.neg_().log1p_().neg_().log_().neg_()
+def logarithm(x: Tensor) -> Tensor:
+    """The natural logarithm of positive float64, to two units in the last place.
+
+    log m = 2 artanh((m - 1) / (m + 1)) by its series, m from about √½ to √2, and the exponent's share.
+    """
+    mantissa, exponent = torch.frexp(x)
+    low = mantissa < 0.70703125  # about √½, in float32 too
+    mantissa = torch.where(low, 2 * mantissa, mantissa)
+    s = (mantissa - 1).div_(mantissa.add_(1))
+    square = s * s
+    series = torch.full_like(s, 2 / (2 * _TERMS - 1))
+    for term in range(_TERMS - 2, 0, -1):
+        series.mul_(square).add_(2 / (2 * term + 1))
+    series.mul_(square).mul_(s).add_(s.mul_(2))
+    return (exponent - low.int()).double().mul_(math.log(2)).add_(series)
 
 
 def gumbel_ahead(seed: Tensor, start: Tensor, count: int) -> Tensor:

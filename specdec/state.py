@@ -15,21 +15,22 @@ from specdec.config import VOCAB_SIZE
 from specdec.noise import gumbel_ahead
 from specdec.sampling import SamplingParams, SamplingRows
 
-NOISE_AHEAD = 128
+NOISE_AHEAD = 64
 """Positions of noise computed at a time: the generator's many small operations are then shared."""
 
 
 class SlotState:
     """`length[i]` is m, the index of the last byte `last[i]`; `end[i]` the index to stop before.
 
-    `make_noise` gives noise [R, K, 256] for seeds [R] from positions [R] on.
+    `make_noise` gives noise [R, K, 256] for seeds [R] from positions [R] on; without it none is
+    kept, for a core that makes its own.
     """
 
     def __init__(
         self,
         slots: int,
         device: torch.device,
-        make_noise: Callable[[Tensor, Tensor, int], Tensor] = gumbel_ahead,
+        make_noise: Callable[[Tensor, Tensor, int], Tensor] | None = gumbel_ahead,
     ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
@@ -42,7 +43,8 @@ class SlotState:
         self.seed = zeros(slots)
         self.counts = zeros(slots, VOCAB_SIZE)
         self.sampling = SamplingRows.neutral(slots, device)
-        self.noise = torch.zeros(slots, NOISE_AHEAD, VOCAB_SIZE, dtype=torch.float64, device=device)
+        kept = (slots, NOISE_AHEAD if make_noise else 0, VOCAB_SIZE)
+        self.noise = torch.zeros(kept, dtype=torch.float64, device=device)
         self.noise_start = zeros(slots)
         # the host's copy of noise_start, so that refilling needs no read from the device
         self._noise_from = [0] * slots
@@ -67,6 +69,8 @@ class SlotState:
 
     def refill_noise(self, slots: list[int], lengths: list[int], width: int) -> None:
         """Makes noise for positions length+1..length+width of the slots be at hand."""
+        if self._make_noise is None:
+            return
         stale = [
             (slot, length + 1)
             for slot, length in zip(slots, lengths, strict=True)

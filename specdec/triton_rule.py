@@ -13,10 +13,11 @@ from specdec.triton_rule_kernels import choose_kernel, gumbel_kernel, settle_ker
 
 
 def triton_gumbel_ahead(seed: Tensor, start: Tensor, count: int) -> Tensor:
-    """`specdec.noise.gumbel_ahead` but for the last bits."""
+    """`specdec.noise.gumbel_ahead`."""
     shape = (len(seed), count, VOCAB_SIZE)
     noise = torch.empty(shape, dtype=torch.float64, device=seed.device)
-    gumbel_kernel[(len(seed), count)](seed, start, noise, count, VOCAB_SIZE // 2)
+    grid = len(seed), count
+    gumbel_kernel[grid](seed, start, noise, count, VOCAB_SIZE // 2, enable_fp_fusion=False)
     return noise
 
 

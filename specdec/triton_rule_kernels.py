@@ -33,14 +33,25 @@ def gumbel_kernel(seed, start, noise, COUNT: tl.constexpr, HALF: tl.constexpr):
 
 @triton.jit
 def _gumbel(high, low):
-    uniform = ((high << 21) | (low >> 11)).to(tl.int64).to(tl.float64)
-    uniform = (uniform + 0.5) * 1.1102230246251565e-16
-    # log1p(-u) without a library's: the error of 1 - u is divided out (Higham 2002, section 1.14.1)
-    rest = 1.0 - uniform
-    taken = rest - 1.0
-    near = tl.where(taken == 0.0, -1.0, taken)
-    exponential = tl.where(taken == 0.0, uniform, -tl.log(rest) * (uniform / -near))
-    return -tl.log(exponential)
+    top = ((high << 20) | (low >> 12)).to(tl.int64).to(tl.float64)
+    return -_logarithm(-_logarithm(1.0 - (top + 0.5) * 2.220446049250313e-16))
+
+
+@triton.jit
+def _logarithm(x):
+    """`specdec.noise.logarithm`: the same bits, if no product is fused with a sum."""
+    bits = x.to(tl.int64, bitcast=True)
+    exponent = (bits >> 52) - 1022
+    mantissa = ((bits & 0xFFFFFFFFFFFFF) | (1022 << 52)).to(tl.float64, bitcast=True)
+    low = mantissa < 0.70703125
+    mantissa = tl.where(low, 2 * mantissa, mantissa)
+    s = (mantissa - 1.0) / (mantissa + 1.0)
+    square = s * s
+    series = tl.full(x.shape, 2 / 21, tl.float64)
+    for n in tl.static_range(9):
+        series = series * square + 2 / (19 - 2 * n)
+    series = series * square * s + 2 * s
+    return (exponent - low.to(tl.int64)).to(tl.float64) * 0.6931471805599453 + series
 
 
 @triton.jit(do_not_specialize=["first", "width"])

@@ -112,12 +112,10 @@ def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
         assert torch.equal(a[0], b[1])
 
 
-def test_noise_is_that_of_torch_but_for_the_last_bits() -> None:
+def test_noise_has_the_bits_of_torchs() -> None:
     seed = torch.tensor([0, 5, -7, 2**62], device=DEVICE)
     start = torch.tensor([0, 1, 100, 2**33], device=DEVICE)
-    torch.testing.assert_close(
-        triton_gumbel_ahead(seed, start, 3), gumbel_ahead(seed, start, 3), rtol=0, atol=1e-13
-    )
+    assert torch.equal(triton_gumbel_ahead(seed, start, 3), gumbel_ahead(seed, start, 3))
 
 
 PARAMS = [

@@ -10,6 +10,9 @@
 #include <numeric>
 
 #include "byte_rule.h"
+#include "noise.h"
+
+using specdec::Noise;
 
 namespace {
 
@@ -55,14 +58,28 @@ class Row {
             double top = largest(scores);
             for (double& score : scores) score = (score - top) / s_.temperature[slot_];
             filter(scores);
-            const double* noise =
-                s_.noise + (slot_ * s_.ahead + position - s_.noise_start[slot_]) * BYTES;
-            for (int i = 0; i < BYTES; ++i) scores[i] += noise[i];
+            return perturbed_best(scores, Noise(uint64_t(s_.seed[slot_]), uint64_t(position)));
         }
         return int(std::find(scores, scores + BYTES, largest(scores)) - scores);  // the first of equals
     }
 
    private:
+    // The first byte of those whose score and noise together are largest.
+    static int perturbed_best(const double* scores, const Noise& noise) {
+        float bounds[BYTES];
+        double hopes[BYTES];
+        noise.bounds(bounds);
+        for (int i = 0; i < BYTES; ++i) hopes[i] = scores[i] + double(bounds[i]);
+        int best = int(std::find(hopes, hopes + BYTES - 1, largest(hopes)) - hopes);
+        double most = scores[best] + noise.at(best);
+        for (int i = 0; i < BYTES; ++i) {
+            if (hopes[i] < most || i == best) continue;
+            double sum = scores[i] + noise.at(i);
+            if (sum > most || (sum == most && i < best)) most = sum, best = i;
+        }
+        return best;
+    }
+
     void penalize(double* scores) const {
         double repetition = s_.repetition[slot_];
         for (int i = 0; i < BYTES; ++i) {

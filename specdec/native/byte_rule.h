@@ -11,12 +11,10 @@ struct SpecdecSlots {
     const double *temperature, *top_p, *min_p, *presence, *frequency, *repetition;
     const double* bias;  // [slots, 256]
     const int64_t *top_k, *eos, *allow_eos_from;
-    int64_t* counts;      // [slots, 256], output bytes so far
-    const double* noise;  // [slots, ahead, 256]
-    const int64_t* noise_start;
+    int64_t* counts;  // [slots, 256], output bytes so far
+    const int64_t* seed;
     int64_t *length, *last;  // m and x_m
     const int64_t* end;
-    int64_t ahead;
 };
 
 // Bytes [rows, width] of logits [rows, width, 256] for positions length + 1 + before + 0..width-1.

@@ -21,7 +21,7 @@ constexpr int MOST_ROUNDS = 32;  // round.MOST_ROUNDS
 
 // What rounds are asked for and give; as in `specdec.native_round`.
 struct Round {
-    int64_t rows, rounds;  // rounds at most, while there is noise; one where prompts are consumed
+    int64_t rows, rounds;  // rounds at most; one where prompts are consumed
     double span;           // seconds after which no further one begins
     const int64_t *slot, *gamma;
     const uint8_t* watched;
@@ -62,8 +62,7 @@ class Model {
                 return round.ended[r] || slots.length[slot] + 1 >= slots.end[slot];
             };
             rows_.erase(std::remove_if(rows_.begin(), rows_.end(), done), rows_.end());
-            auto may_go_on = [&](int r) { return has_noise(slots, round, r); };
-            if (rows_.empty() || !std::all_of(rows_.begin(), rows_.end(), may_go_on)) break;
+            if (rows_.empty()) break;
         }
     }
 
@@ -75,14 +74,6 @@ class Model {
    private:
     using Clock = std::chrono::steady_clock;
     using Seconds = std::chrono::duration<double>;
-
-    // Whether the noise at hand is enough for a round of row r, whatever is drafted.
-    static bool has_noise(const SpecdecSlots& slots, const Round& round, int r) {
-        const int64_t *lookup = round.lookup + r * N_TIERS, slot = round.slot[r];
-        int64_t longest = std::max(round.gamma[r], *std::max_element(lookup, lookup + N_TIERS));
-        int64_t end = slots.length[slot] + longest + 2;
-        return slots.temperature[slot] == 0 || end <= slots.noise_start[slot] + slots.ahead;
-    }
 
     // One round of `rows_`; the seconds that it took.
     double once(Team& team, Drafter* drafter, const SpecdecSlots& slots, const Round& round) {
