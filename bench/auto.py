@@ -1,11 +1,11 @@
 """`python -m bench.auto`: mode auto against base and fixed draft lengths, through the engine.
 
-A turn decodes the same prompts with the same seeds once in every mode, in an order that changes
-from turn to turn; outputs are compared.  Ratios to base are paired by turn; the lower bound is that
-of the 95 % interval of their median, from their order alone (sign test), so that a turn which
-something else held up counts like any other.  Base itself is held against an engine
-that has no prophet, which is asked in the same turns; auto also against itself with the prophet
-alone, and with what is looked up in the text alone.
+Answers are wanted whole.  A turn decodes the same prompts with the same seeds once in every mode,
+in an order that changes from turn to turn; outputs are compared.  Ratios to base are paired by
+turn; the lower bound is that of the 95 % interval of their median, from their order alone (sign
+test), so that a turn which something else held up counts like any other.  Base itself is held
+against an engine that has no prophet, which is asked in the same turns; auto also against itself
+with the prophet alone, and with what is looked up in the text alone.
 """
 
 import argparse
@@ -72,6 +72,7 @@ def run(
                 mode,
                 most,
                 eos=None,
+                interval_s=math.inf,
                 lookup_length=lookup,
             ),
             receiver,

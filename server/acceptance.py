@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 
 
 class Acceptance:
@@ -19,10 +21,15 @@ class Acceptance:
         self._prior = prior
         self._tried, self._kept = [0.0] * longest, [0.0] * longest
         self._forget = 1 - 1 / memory
+        self._trust = self.WEIGHT
+        """Rounds that the prior counts for against hope: a row may become another."""
+        self._chances: list[float] = []
+        """As they were last reckoned, from these of the prior; none once something was seen."""
+        self._known: list[float] | None = None
 
     def observe(self, drafted: int, accepted: int, times: int = 1) -> None:
         """In so many rounds."""
-        forget = self._forget**times
+        forget, self._chances = self._forget**times, []
         for k in range(min(accepted + 1, drafted)):
             self._tried[k] = self._tried[k] * forget + times
             self._kept[k] = self._kept[k] * forget + times * (k < accepted)
@@ -31,10 +38,19 @@ class Acceptance:
         """What was seen a while ago counts for less."""
         self._tried = [0.87 * t for t in self._tried]
         self._kept = [0.87 * k for k in self._kept]
+        self._trust *= 0.87
+        self._chances = []
 
     def chances(self) -> list[float]:
         """By position."""
-        if self._prior is None:
+        known = self._prior.chances() if self._prior else None
+        if not self._chances or known is not self._known:
+            self._chances, self._known = self._reckon(known), known
+        return self._chances
+
+    def _reckon(self, prior: list[float] | None) -> list[float]:
+        """The chances, given those of the prior, if there is one."""
+        if prior is None:
             # positions never reached: as those that were
             tried, kept = sum(self._tried), sum(self._kept)
             usual = (kept + 0.7) / (tried + 1)
@@ -42,12 +58,11 @@ class Acceptance:
                 (k + usual * self.WEIGHT) / (t + self.WEIGHT)
                 for t, k in zip(self._tried, self._kept, strict=True)
             ]
-        prior = self._prior.chances()
         # a row that does worse than others at the places that it reached will at the others too
         usual = sum(p * t for p, t in zip(prior, self._tried, strict=True))
         shift = (sum(self._kept) + self.WEIGHT) / (usual + self.WEIGHT)
         return [
-            (k + min(1.0, p * shift) * self.WEIGHT) / (t + self.WEIGHT)
+            (k + (p * shift if p * shift < 1 else 1.0) * self.WEIGHT) / (t + self.WEIGHT)
             for t, k, p in zip(self._tried, self._kept, prior, strict=True)
         ]
 
@@ -57,17 +72,16 @@ class Acceptance:
 
     def hoped(self) -> list[float]:
         """The same if every chance were as good as what was seen still allows."""
+        counts = self._tried
+        if self._prior:
+            known = (min(t, self._trust) for t in self._prior._tried)
+            counts = [t + more for t, more in zip(counts, known, strict=True)]
         hopes = []
-        for chance, tried in zip(self.chances(), self._tried, strict=True):
-            likely = (chance * tried + 1) / (tried + 2)
-            hopes.append(min(1.0, likely + 1.5 * math.sqrt(likely * (1 - likely) / (tried + 2))))
+        for chance, count in zip(self.chances(), counts, strict=True):
+            likely = (chance * count + 1) / (count + 2)
+            hopes.append(min(1.0, likely + 1.5 * math.sqrt(likely * (1 - likely) / (count + 2))))
         return _bytes(hopes)
 
 
 def _bytes(chances: Sequence[float]) -> list[float]:
-    total, reached, result = 1.0, 1.0, [1.0]
-    for chance in chances:
-        reached *= chance
-        total += reached
-        result.append(total)
-    return result
+    return list(accumulate(accumulate(chances, mul), initial=1.0))

@@ -7,7 +7,6 @@ wrong; what drafting has lost against plain rounds is added up from what was mea
 an end to it (`Budget`).  Plain Python, no tensors, no clock.
 """
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from server.open_row import CASES, TRIALS, USUAL, OpenRow, Shares
 from server.round_costs import Lately, RoundCosts
 from specdec.config import LONGEST_DRAFT
 from specdec.lookup import NO_LOOKUP, Lookup
-from specdec.round import MOST_ROUNDS, Try
+from specdec.round import MOST_ROUNDS, RowResult
 
 LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Draft lengths that are considered, of the prophet's drafts."""
@@ -39,8 +38,10 @@ class DraftLengths:
 
     EVERY = 128
     """Rounds between decisions, and eight more for each row: they cost time too."""
-    FIRST = 8
+    FIRST = 16
     """Rounds until the second decision; then four times as many, and so on."""
+    LEARNED = 500
+    """After so many rounds with drafts the first decision is as good as the second."""
     GAIN = 1.03
     """What another decision has to bring at least."""
     MARGIN = 1.08
@@ -51,7 +52,7 @@ class DraftLengths:
     """Decisions are so many times rarer while nobody drafts and nothing speaks for trying."""
     TOLD = 16
     """Among so many rows whose drafts could hardly pay one may draft all the same."""
-    PLAIN_EVERY, PLAIN = 600, 20
+    PLAIN_EVERY, PLAIN = 1200, 20
     """While rows draft, so many rounds among so many are plain: what they cost is the yardstick."""
     LOOK_EVERY = 64
     """While nobody drafts one call in so many rounds is observed."""
@@ -67,7 +68,7 @@ class DraftLengths:
         self._wait = self.FIRST
         self._decided = self._drafting = self._trying = False
         self._since_plain = self._plain_left = 0
-        self._settling = self._hopeless = self._unseen = 0
+        self._settling = self._hopeless = self._unseen = self._learned = 0
         self._host = Lately()
         """The host's part of calls in which nobody drafts."""
         one = costs.seconds(1, 0)
@@ -116,14 +117,15 @@ class DraftLengths:
         if not self._decided or self._age >= self._wait:
             # soon again at first: what was measured may be far off
             most = self.EVERY + 8 * len(self._rows)
-            self._wait = min(4 * self._wait, most) if self._decided else self.FIRST
+            first = self.FIRST if self._learned < self.LEARNED else 4 * self.FIRST
+            self._wait = min(4 * self._wait, most) if self._decided else first
             self._age = 0
             self._decide(fixed)
             self._decided = True
             self._drafting = any(row.drafts for row in self._rows.values())
             self._trying = any(row.tries for row in self._rows.values())
-            if not (self._drafting or self._trying) and self._wait == most:
-                self._wait *= self.RESTING
+            if not (self._drafting or self._trying):
+                self._wait = self.RESTING * most
         self._age += 1
         if self._since_plain >= self.PLAIN_EVERY:
             self._since_plain, self._plain_left = 0, self.PLAIN
@@ -137,7 +139,9 @@ class DraftLengths:
             lengths[slot], lookup = row.next_draft()
             if lookup is not NO_LOOKUP:
                 lookups[slot] = lookup
-        return Drafts(lengths, lookups, TRIALS if tries else MOST_ROUNDS)
+        return Drafts(
+            lengths, lookups, TRIALS if tries else max(self.FIRST, self._wait - self._age)
+        )
 
     def over(self, lengths: Mapping[int, int], rounds: int) -> bool:
         """Rounds that were planned so are over.  Whether they are to be observed: looking takes
@@ -154,35 +158,35 @@ class DraftLengths:
 
     def observe(
         self,
-        tries: Mapping[int, Sequence[Try]],
+        results: Mapping[int, RowResult],
         seconds: Sequence[float],
         whole: float | None,
         left: Collection[int] = (),
     ) -> None:
-        """Rounds are over: what was tried in each, by slot, how long each took, and all of them
-        with the host's part; nothing of that where prompts were consumed.
+        """Rounds are over: what they gave, by slot, how long each took, and all of them with the
+        host's part; nothing of that where prompts were consumed.
 
         Of rows that had `left` when the round was read, under numbers that are no slot's, what they
         cost counts and nothing that they were given.
         """
-        if not tries:
+        if not results:
             return
-        # what follows once rows have dropped out is no matter of price
-        count, rows = min(map(len, tries.values())), len(tries)
-        drafting = any(tried.drafted for row in tries.values() for tried in row)
+        count, rows = len(next(iter(results.values())).rounds), len(results)
+        drafting = any(result.drafted for result in results.values())
         if drafting:
-            self._learn(tries, left)
+            self._learned += count
+            self._learn(results, left)
         for row in self._rows.values():
             row.look_again(count)
         if self._trying:
             self._trying = any(row.tries for row in self._rows.values())
         if whole is None:
             return
-        plain, spent = self._costs.plain(rows), sum(seconds[:count])
-        host = whole - sum(seconds)
+        plain, spent = self._costs.plain(rows), sum(seconds)
+        host = whole - spent
         if not drafting:
             passed, self._unseen = max(count, self._unseen), 0
-            held_up, settled = seconds[: self._settling], seconds[self._settling : count]
+            held_up, settled = seconds[: self._settling], seconds[self._settling :]
             self._settling = max(0, self._settling - count)
             self._host.observe(host, 1)
             if settled:
@@ -194,23 +198,22 @@ class DraftLengths:
         if self._host.enough:  # of which drafts take more than none
             spent += max(0.0, host - self._host.seconds)
         self._settling = self.SETTLING
-        of_each = [[row[n] for row in tries.values()] for n in range(count)]
-        self._costs.observe(of_each, seconds[:count])
+        them = (result.rounds for result in results.values())
+        self._costs.observe(zip(*them, strict=True), seconds)
         mine = self._rows.keys() | left
-        if all(slot in mine or not any(t.drafted for t in row) for slot, row in tries.items()):
+        if all(slot in mine or not result.drafted for slot, result in results.items()):
             # what rows that always draft cost is not this one's loss
-            them = (row for slot, row in tries.items() if slot not in left)
-            given = sum(1 + tried.accepted for row in them for tried in row[:count]) / rows
+            given = sum(len(r.output) for slot, r in results.items() if slot not in left) / rows
             self._budget.spend(plain * given, min(spent, 3 * plain * given))
             if not self._budget.open:
                 self._age = self._wait  # decided again at once
 
-    def _learn(self, tries: Mapping[int, Sequence[Try]], left: Collection[int]) -> None:
+    def _learn(self, results: Mapping[int, RowResult], left: Collection[int]) -> None:
         """What was accepted."""
-        for slot, rounds in tries.items():
+        for slot, result in results.items():
             if slot not in left:
                 row = self._rows.get(slot)
-                for tried, times in Counter(rounds).items():
+                for tried, times in result.tally.items():
                     if tried.drafted:
                         usual = self._usual[1 + tried.tier]
                         usual.observe(tried.drafted, tried.accepted, times)
@@ -258,11 +261,9 @@ class DraftLengths:
 
     def _shares(self, count: int) -> Shares:
         """Of one row among so many."""
-        costs = self._costs
-        drafted = {g: costs.seconds(count, g) / count for g in costs.lengths}
-        looked_up = {
-            g: costs.seconds(count, g, looked_up=True) / count for g in costs.lookup_lengths if g
-        }
+        drafted = self._costs.shares(count)
+        looked_up = self._costs.shares(count, looked_up=True)
+        del looked_up[0]
         # what could not pay if all of it were right is not looked for
         if not any((g + 1) * drafted[0] > seconds for g, seconds in looked_up.items()):
             looked_up = {}

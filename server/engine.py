@@ -26,9 +26,6 @@ from specdec.round import RowResult
 
 logger = logging.getLogger(__name__)
 
-SPAN_S = 8e-3
-"""Rounds follow one another for so long: who arrives or leaves meanwhile waits."""
-
 LONGEST_STOP_S = 5.0
 """How long `Engine.stop` waits for a round that hangs."""
 
@@ -75,7 +72,6 @@ class Engine:
         self._decoder = decoder
         lengths = DraftLengths(costs, info.longest_draft) if costs else None
         self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK, lengths)
-        decoder.span_s = SPAN_S
         self._ledger = Ledger(costs)
         self._inbox: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
         self._deliver: dict[str, Deliver] = {}
@@ -104,17 +100,17 @@ class Engine:
             if not self._ended:
                 if self.status().idle:
                     self._progress = now
-                self._inbox.put(_Submit(submission, deliver, now))
+                self._tell(_Submit(submission, deliver, now))
                 return
         deliver(Failed(self._ended))
 
     def cancel(self, request_id: str) -> None:
         """Ends a request with reason cancelled if it is in flight; thread-safe."""
-        self._inbox.put(_Cancel(request_id))
+        self._tell(_Cancel(request_id))
 
     def stop(self) -> None:
         """Ends everything in flight with an error and the thread with it, unless a round hangs."""
-        self._inbox.put(_Stop())
+        self._tell(_Stop())
         if self._thread.is_alive():
             self._thread.join(LONGEST_STOP_S)
             if self._thread.is_alive():
@@ -164,11 +160,17 @@ class Engine:
                 self._handle(self._inbox.get())
             self._send(self._scheduler.fail_all(reason))
 
+    def _tell(self, message: _Submit | _Cancel | _Stop) -> None:
+        self._inbox.put(message)
+        self._decoder.interrupt.set()
+
     def _receive(self) -> None:
         """Takes what has arrived; waits for a message while there is no row to decode."""
         idle = not (self._scheduler.running or self._scheduler.waiting or self._begun)
         if idle:
             self._busy_since = 0.0
+        # what is told from here on ends the next call early, at worst for nothing
+        self._decoder.interrupt.clear()
         try:
             message = self._inbox.get(block=idle)
             while True:
@@ -229,7 +231,9 @@ class Engine:
             for slot, source in plan.forks:
                 self._decoder.fork(source, slot)
             if plan.drafts or plan.chunks:
-                read = self._decoder.begin(plan.drafts, plan.chunks, plan.lookups, plan.rounds)
+                read = self._decoder.begin(
+                    plan.drafts, plan.chunks, plan.lookups, plan.rounds, plan.span_s
+                )
         except Exception as error:
             forked = (slot for slot, _ in plan.forks)
             message = self._excuse(error)

@@ -6,14 +6,13 @@ reader does.  Plain Python, no clock, no tensors.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 
 from server.memory import GpuMemory
 from server.messages import Mode
 from server.round_costs import RoundCosts
 from server.tally import Tally, buckets, per_byte_tallies
 from specdec.config import LONGEST_DRAFT
-from specdec.round import RowResult, Seconds, Try
+from specdec.round import RowResult, Seconds
 
 PHASES = ("draft", "verify", "prefill", "accept", "host")
 """Parts of a round: drafting; the pass of the model, called prefill where it consumes prompt; all
@@ -78,33 +77,24 @@ class Ledger:
         some rows consumed prompt; what came for rows that are `gone` is nobody's.
         """
         rounds = len(elapsed) or 1
-        tries = [result.rounds for slot, result in results.items() if slot not in gone]
         draft, verify, accept = spent
         if verify:
             host = seconds - verify - accept
             if any(result.drafted for result in results.values()):
-                them = zip_longest(*(result.rounds for result in results.values()))
-                drafting = sum(any(tried and tried.drafted for tried in row) for row in them)
+                drafting = _drafting([result for result in results.values() if result.drafted])
                 self._draft.observe(draft / drafting, drafting)
                 host -= draft
             (self._prefill if consumes else self._verify).observe(verify / rounds, rounds)
             self._accept.observe(accept / rounds, rounds)
             self._host.observe(max(0.0, host) / rounds, rounds)
         for slot in chosen:
-            for tried in results[slot].rounds:
-                self._lengths[tried.drafted] += 1
+            for tried, times in results[slot].tally.items():
+                self._lengths[tried.drafted] += times
         if self._costs and not consumes:
             self._decode_s += sum(elapsed) if elapsed else seconds
-            self._enter_bytes(len(results), tries)
-
-    def _enter_bytes(self, rows: int, tries: Sequence[Sequence[Try]]) -> None:
-        """Of rows that left beside those whose tries these are nothing counts but that they were
-        there."""
-        left = rows - len(tries)
-        for them in zip_longest(*tries):
-            there = [tried for tried in them if tried]
-            size = sum(1 + tried.accepted for tried in there)
-            self._bytes[left + len(there)] = self._bytes.get(left + len(there), 0) + size
+            rows = len(results)
+            size = sum(len(result.output) for slot, result in results.items() if slot not in gone)
+            self._bytes[rows] = self._bytes.get(rows, 0) + size
 
     def figures(
         self, per_byte: Mapping[Mode, Tally], places_held: int, gpu: GpuMemory | None, pid: int
@@ -125,3 +115,11 @@ class Ledger:
             gpu,
             pid,
         )
+
+
+def _drafting(results: Sequence[RowResult]) -> int:
+    """In how many rounds one of these rows drafted."""
+    if len(results) == 1:
+        return sum(times for tried, times in results[0].tally.items() if tried.drafted)
+    them = zip(*(result.rounds for result in results), strict=True)
+    return sum(any(tried.drafted for tried in row) for row in them)

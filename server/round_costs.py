@@ -4,7 +4,8 @@ Plain Python, no clock.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from specdec.round import Try
@@ -44,6 +45,12 @@ class RoundCosts:
             1 + (table.lately.at(table.added(rows, gamma)) if gamma else 0.0)
         )
 
+    def shares(self, rows: int, *, looked_up: bool = False) -> dict[int, float]:
+        """A row's share of those seconds, by every length that was measured."""
+        table, plain = self._kinds[looked_up], self.plain(rows) / rows
+        added = ((gamma, table.added(rows, gamma)) for gamma in table.lengths[1:])
+        return {0: plain} | {gamma: plain * (1 + table.lately.at(more)) for gamma, more in added}
+
     def plain(self, rows: int) -> float:
         """What plain rounds of so many rows took lately, or until there were a few should take."""
         lately = self._lately.get(rows)
@@ -60,29 +67,33 @@ class RoundCosts:
         for table in self._kinds:
             table.lately.fade(0.9999**rounds)
 
-    def observe(self, rounds: Sequence[Sequence[Try]], seconds: Sequence[float]) -> None:
+    def observe(self, rounds: Iterable[tuple[Try, ...]], seconds: Sequence[float]) -> None:
         """Rounds one behind the other took so long: what each row tried in each.
 
         That plain rounds among others take longer is the drafts' doing.
         """
-        plain = self.plain(len(rounds[0]))
+        alike: dict[tuple[Try, ...], list[float]] = defaultdict(list)
+        for row, took in zip(rounds, seconds, strict=True):
+            alike[row].append(took)
+        plain = self.plain(len(next(iter(alike))))
         held_up, drafting = 0.0, 0
         fitting = [_Fitting(), _Fitting()]
-        for row, took in zip(rounds, seconds, strict=True):
+        for row, times in alike.items():
             lengths = [tried.drafted for tried in row]
-            beyond = took / plain - 1
+            beyond = sum(times) / plain - len(times)
             if not any(lengths):
                 held_up += beyond
                 continue
-            drafting += 1
+            drafting += len(times)
             kinds = {tried.tier >= 0 for tried in row if tried.drafted}
             looked_up = True in kinds
             # few rows that draft among many cost more than their share, and a prophet drafts in
             # steps, as many as the longest draft has: such rounds tell nothing
             if len(kinds) == 1 and (all(lengths) if looked_up else len(set(lengths)) == 1):
                 table, seen = self._kinds[looked_up], fitting[looked_up]
-                seen.count += 1
-                seen.added += sum(table.added(len(row), gamma) for gamma in lengths) / len(row)
+                seen.count += len(times)
+                added = sum(table.added(len(row), gamma) for gamma in lengths) / len(row)
+                seen.added += added * len(times)
                 seen.beyond += beyond
         for table, seen in zip(self._kinds, fitting, strict=True):
             if seen.count:
@@ -114,11 +125,18 @@ class _Table:
         if self.lengths[0] != 0:
             raise ValueError("costs of plain rounds are missing")
         self._measured = _smoothed(measured, self._rows, self.lengths)
-        self._added: dict[tuple[int, int], float] = {}
+        self._expected: dict[tuple[int, int], float] = {}
         points = [self.added(rows, gamma) for rows in self._rows for gamma in self.lengths[1:]]
         self.lately = _Line(points, self.KNOWN / max(1, len(points)))
 
     def expected(self, rows: int, gamma: int) -> float:
+        """Seconds."""
+        pair = rows, gamma
+        if pair not in self._expected:
+            self._expected[pair] = self._interpolated(rows, gamma)
+        return self._expected[pair]
+
+    def _interpolated(self, rows: int, gamma: int) -> float:
         few, many, further = _between(self._rows, rows)
         less, more, beyond = _between(self.lengths, gamma)
         low, high = (
@@ -129,9 +147,7 @@ class _Table:
 
     def added(self, rows: int, gamma: int) -> float:
         """What so many drafts each were measured to add, in plain rounds."""
-        if (rows, gamma) not in self._added:
-            self._added[rows, gamma] = self.expected(rows, gamma) / self.expected(rows, 0) - 1
-        return self._added[rows, gamma]
+        return self.expected(rows, gamma) / self.expected(rows, 0) - 1
 
 
 class _Line:

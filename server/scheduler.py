@@ -8,7 +8,7 @@ requests' events.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,7 +28,11 @@ from server.stops import StopMatcher
 from server.tally import Tally, per_byte_tallies
 from specdec.logprobs import ByteLogprob
 from specdec.lookup import Lookup
-from specdec.round import MOST_ROUNDS, RowResult, Try
+from specdec.round import MOST_ROUNDS, RowResult
+
+SPAN_S, LONGEST_SPAN_S = 8e-3, 50e-3
+"""Rounds follow one another for so long before the host has its turn, and where nobody wants output
+before it, at most; who arrives or gives up is attended to behind a round."""
 
 Deliveries = list[tuple[str, Event]]
 """(request_id, event) pairs, in order."""
@@ -39,7 +43,7 @@ class Plan:
     """One round: slots to free, rows to open in slots, slots that take over what another has
     consumed (slot, source), drafts and prompt bytes by slot; of the drafts, those `chosen` here and
     what to look up instead; the scheduler's `rows` in those slots, who need not be there any more
-    when results come.  Or up to `rounds` rounds, if no prompt is consumed."""
+    when results come.  Or up to `rounds` rounds within `span_s`, if no prompt is consumed."""
 
     close: tuple[int, ...] = ()
     open: tuple[tuple[int, Submission], ...] = ()
@@ -50,6 +54,7 @@ class Plan:
     lookups: Mapping[int, Lookup] = field(default_factory=dict)
     rows: Mapping[int, "_Row"] = field(default_factory=dict, repr=False, compare=False)
     rounds: int = 1
+    span_s: float = SPAN_S
 
     @property
     def empty(self) -> bool:
@@ -114,6 +119,11 @@ class _Row:
         """Whether somebody waits for its first byte."""
         return not self.generated and self.submission.interval_s < math.inf
 
+    @property
+    def patience_s(self) -> float:
+        """How long its output may stay unseen; a stop string is found when it is looked at."""
+        return SPAN_S if self.submission.stops else self.submission.interval_s
+
     def stay_unwatched(self) -> None:
         """Has the prophet never draft for it."""
         self.submission = replace(self.submission, draft_length=0)
@@ -146,7 +156,7 @@ class _Row:
             self.held_logprobs += result.logprobs[: len(fresh)]
         output, stopped = self.matcher.feed(fresh)
         kept = len(fresh) - self.matcher.surplus
-        self._count(result.rounds, kept + (result.ended and not stopped))
+        self._count(result, kept + (result.ended and not stopped))
         self.generated += len(fresh)
         per_byte.observe((now - self.emitted) / len(result.output), kept)
         self.emitted = now
@@ -157,26 +167,30 @@ class _Row:
             return [*self._progress(output), self.finish(reason, now)]
         return self._progress(output)
 
-    def _count(self, tries: Sequence[Try], kept: int) -> None:
+    def _count(self, result: RowResult, kept: int) -> None:
         """Rounds that gave `kept` bytes: what lies behind a stop counts neither as output nor as
         accepted."""
-        begin = 0
-        for tried in tries:
-            if begin >= kept:
-                break
-            self.rounds += 1
-            if tried.drafted:
-                accepted = min(tried.accepted, kept - begin)
-                self.drafts += 1
-                self.drafted += tried.drafted
-                self.accepted += accepted
-                if tried.tier >= 0:
-                    self.lookup_drafted += tried.drafted
-                    self.lookup_accepted += accepted
-                self.per_position += [0] * (tried.drafted - len(self.per_position))
+        tally = result.tally
+        if kept < len(result.output):
+            tries, begin = [], 0
+            for tried in result.rounds:
+                if begin >= kept:
+                    break
+                tries.append(tried._replace(accepted=min(tried.accepted, kept - begin)))
+                begin += 1 + tried.accepted
+            tally = Counter(tries)
+        for (drafted, accepted, tier), times in tally.items():
+            self.rounds += times
+            if drafted:
+                self.drafts += times
+                self.drafted += times * drafted
+                self.accepted += times * accepted
+                if tier >= 0:
+                    self.lookup_drafted += times * drafted
+                    self.lookup_accepted += times * accepted
+                self.per_position += [0] * (drafted - len(self.per_position))
                 for position in range(accepted):
-                    self.per_position[position] += 1
-            begin += 1 + tried.accepted
+                    self.per_position[position] += times
 
     def _progress(self, output: bytes) -> list[Event]:
         return [Progress(output, logprobs=self._release(output))] if output else []
@@ -329,11 +343,14 @@ class Scheduler:
             for slot in drafts:
                 if self._running[slot].stays_plain:
                     chosen[slot] = 0
-        if any(self._running[slot].awaited for slot in drafts):
-            rounds = 1
         rows = {slot: self._running[slot] for slot in (*drafts, *chunks)}
+        if any(row.awaited for row in rows.values()):
+            rounds = 1
+        patience = min((row.patience_s for row in rows.values()), default=math.inf)
+        span = max(SPAN_S, min(patience, LONGEST_SPAN_S, self._no_deadline_before - now))
         return Plan(
-            closing, tuple(opening), tuple(forks), drafts, chunks, chosen, lookups, rows, rounds
+            *(closing, tuple(opening), tuple(forks), drafts, chunks),
+            *(chosen, lookups, rows, rounds, span),
         )
 
     def _find_leader(self, row: _Row, free: list[int]) -> int:
@@ -371,9 +388,9 @@ class Scheduler:
         gone = self.gone(plan)
         if self._lengths and plan.drafts and self._lengths.over(plan.drafts, len(elapsed) or 1):
             # a slot may be another row's by now: the one that left has a number below 0
-            tries = {~slot if slot in gone else slot: results[slot].rounds for slot in plan.drafts}
+            them = {~slot if slot in gone else slot: results[slot] for slot in plan.drafts}
             left = [~slot for slot in gone if slot in plan.chosen]
-            self._lengths.observe(tries, elapsed, None if plan.chunks else seconds, left)
+            self._lengths.observe(them, elapsed, None if plan.chunks else seconds, left)
         for slot, size in plan.chunks.items():
             row = self._running[slot]
             row.to_prefill -= size

@@ -15,6 +15,7 @@ import torch
 from specdec.attention import LONGEST_SPAN
 from specdec.config import LONGEST_DRAFT
 from specdec.drafter import SlotDrafter
+from specdec.interrupt import Interrupt
 from specdec.logprobs import ByteLogprob
 from specdec.lookup import NO_LOOKUP, TIERS, Lookup
 from specdec.round import (
@@ -82,8 +83,8 @@ class Decoder(Generic[Model]):
         self.run_round, self.ahead, self.in_core = run_round, ahead, in_core
         self.slots, self.context, self.device = slots, context, device
         self.state = state or SlotState(slots, device)
-        self.span_s = math.inf
-        """After so long a call begins no further round."""
+        self.interrupt = Interrupt()
+        """Ends a call of several rounds."""
         self._rows: list[_Row | None] = [None] * slots
         self._held: list[_Held | None] = [None] * slots
         """What prompt each slot's cache begins with, whether or not a row is there."""
@@ -159,16 +160,17 @@ class Decoder(Generic[Model]):
         chunks: Mapping[int, int] | None = None,
         lookups: Mapping[int, Lookup] | None = None,
         rounds: int = 1,
+        span_s: float = math.inf,
     ) -> dict[int, RowResult]:
         """One round: slots of `drafts` decode with so many drafts (0: plain), slots of `chunks`
         consume so many bytes of their prompt.  Returns what each decoding slot got, and each that
         scores its prompt.
 
         Slots of `lookups` draft from their text where that matches.  A row drafts no further than
-        its last byte, whatever is asked.  Up to `rounds` rounds are run: fewer where
-        `span_s` is short, and one only where prompts are consumed or log-probabilities wanted.
+        its last byte, whatever is asked.  Up to `rounds` rounds are run, until `span_s` is over or
+        a row ends, and one only where prompts are consumed or log-probabilities wanted.
         """
-        return self.begin(drafts, chunks, lookups, rounds)()
+        return self.begin(drafts, chunks, lookups, rounds, span_s)()
 
     def begin(
         self,
@@ -176,6 +178,7 @@ class Decoder(Generic[Model]):
         chunks: Mapping[int, int] | None = None,
         lookups: Mapping[int, Lookup] | None = None,
         rounds: int = 1,
+        span_s: float = math.inf,
     ) -> Callable[[], dict[int, RowResult]]:
         """Begins a round; what is returned is to be called once, in order, and gives its results.
 
@@ -191,7 +194,7 @@ class Decoder(Generic[Model]):
             rounds = 1
         rounds = max(1, min(rounds, MOST_ROUNDS))
         self._refill_noise(decodes)
-        work = Round(tuple(decodes), tuple(prefills), rounds, self.span_s)
+        work = Round(tuple(decodes), tuple(prefills), rounds, span_s, self.interrupt)
         outcome = self.run_round(self.model, self.drafter, self.state, work)
         rows = [self._row(decode.slot) for decode in decodes]
         for row, decode in zip(rows, decodes, strict=True):

@@ -20,7 +20,16 @@ from specdec.native_stack import NativeModel, NativeStack, plain
 from specdec.packed import SLACK
 from specdec.parallel_prophet import ParallelProphet
 from specdec.prophet import Prophet
-from specdec.round import MOST_ROUNDS, Prefill, Round, RoundResult, RowResult, Seconds, Try
+from specdec.round import (
+    MOST_ROUNDS,
+    PLAIN,
+    Prefill,
+    Round,
+    RoundResult,
+    RowResult,
+    Seconds,
+    Try,
+)
 from specdec.state import SlotState
 
 _OUTPUT, _TRIES = MOST_ROUNDS * (LONGEST_DRAFT + 1), MOST_ROUNDS * len(Try._fields)
@@ -96,7 +105,7 @@ class _Round(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "rounds")),
         ("span", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("slot", "gamma", "watched", "lookup")),
+        *((name, ctypes.c_void_p) for name in ("interrupt", "slot", "gamma", "watched", "lookup")),
         ("prefills", ctypes.c_int64),
         *((f"prefill_{name}", ctypes.c_void_p) for name in ("slot", "start", "size")),
         *((f"prefill_{name}", ctypes.c_void_p) for name in ("scored", "watched")),
@@ -121,7 +130,7 @@ class _Buffers:
         self.prefill_scored, self.prefill_watched = octets(), octets()
         self.lookup = (ctypes.c_int64 * (state.slots * len(TIERS)))()
         self.tokens = (ctypes.c_uint8 * (state.slots * _OUTPUT))()
-        self.count, self.done, self.ended = integers(), integers(), octets()
+        self.count, self.done, self.ended = integers(), (ctypes.c_int64 * 1)(), octets()
         self.tries = (ctypes.c_int64 * (state.slots * _TRIES))()
         self.seconds, self.elapsed = (ctypes.c_double * 3)(), (ctypes.c_double * MOST_ROUNDS)()
         for name, kind, *_ in _Round._fields_:
@@ -148,6 +157,7 @@ def run_native_round(
     decodes = work.decodes
     buffers.round.rows = len(decodes)
     buffers.round.rounds, buffers.round.span = work.repeats, work.span_s
+    buffers.round.interrupt = work.interrupt.address
     judged = 0
     for index, row in enumerate(decodes):
         buffers.slot[index], buffers.gamma[index] = row.slot, row.drafts
@@ -165,18 +175,18 @@ def run_native_round(
         ctypes.byref(buffers.slots),
         ctypes.byref(buffers.round),
     )
-    results, at = [], 0
+    results, at, rounds = [], 0, buffers.done[0]
     for index, row in enumerate(decodes):
         output = bytes(buffers.tokens[index * _OUTPUT : index * _OUTPUT + buffers.count[index]])
-        tries = _tries(buffers, index)
+        tries = _tries(buffers, index) if row.longest else (PLAIN,) * rounds
         logprobs: tuple[ByteLogprob, ...] = ()
         if row.alternatives >= 0:
             logprobs = _records(buffers.logits[at:], output, row.alternatives)
         ended = buffers.ended[index] != 0
-        drafted, accepted = (
-            sum(each.drafted for each in tries),
-            sum(each.accepted for each in tries),
-        )
+        drafted = accepted = 0
+        if row.longest:
+            drafted = sum([each.drafted for each in tries])
+            accepted = sum([each.accepted for each in tries])
         results.append(RowResult(output, drafted, accepted, ended, logprobs, tries))
         at += drafted + 1
     scored = {}
@@ -186,7 +196,6 @@ def run_native_round(
             logprobs = _records(buffers.logits[at:], prefill.following, prefill.alternatives)
         scored[prefill.slot] = RowResult(b"", 0, 0, ended=False, logprobs=logprobs)
         at += len(prefill.text)
-    rounds = max((len(result.tries) for result in results), default=1)
     return RoundResult(
         tuple(results),
         tuple(scored[p.slot] for p in work.prefills),
@@ -196,10 +205,10 @@ def run_native_round(
 
 
 def _tries(buffers: _Buffers, index: int) -> tuple[Try, ...]:
-    """What a row drafted in each round that it was in."""
+    """What a row drafted in each round."""
     at = index * _TRIES
-    numbers = buffers.tries[at : at + 3 * buffers.done[index]]
-    return tuple(Try(*numbers[n : n + 3]) for n in range(0, len(numbers), 3))
+    numbers = buffers.tries[at : at + 3 * buffers.done[0]]
+    return tuple(map(Try, numbers[::3], numbers[1::3], numbers[2::3]))
 
 
 def _describe(buffers: _Buffers, prefills: Sequence[Prefill]) -> bytes:

@@ -63,7 +63,8 @@ def gumbel(seed: Tensor, position: Tensor) -> Tensor:
 def logarithm(x: Tensor) -> Tensor:
     """The natural logarithm of positive float64, to two units in the last place.
 
-    log m = 2 artanh((m - 1) / (m + 1)) by its series, m from about √½ to √2, and the exponent's share.
+    The exponent's share and, for m from about √½ to √2, log m = 2 artanh((m - 1) / (m + 1)) by its
+    series.
     """
     mantissa, exponent = torch.frexp(x)
     low = mantissa < 0.70703125  # about √½, in float32 too

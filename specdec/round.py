@@ -12,19 +12,22 @@ one call of the compiled core.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from specdec.attention import Groups
+from specdec.interrupt import Interrupt
 from specdec.logprobs import ByteLogprob
 from specdec.lookup import NO_LOOKUP, Lookup
 from specdec.sampling import Features
 from specdec.state import SlotState
 
-MOST_ROUNDS = 32
+MOST_ROUNDS = 256
 """That one call runs: what the host adds to each is shared among them."""
 
 
@@ -78,12 +81,13 @@ class Prefill:
 @dataclass(frozen=True)
 class Round:
     """What is to be done, in one pass; by the compiled core, where no prompt is consumed, up to
-    `repeats` times, and no more begun after `span_s` seconds."""
+    `repeats` times: until a row ends, `span_s` seconds are over or the `interrupt` is set."""
 
     decodes: tuple[Decode, ...] = ()
     prefills: tuple[Prefill, ...] = ()
     repeats: int = 1
     span_s: float = math.inf
+    interrupt: Interrupt = field(default_factory=Interrupt)
 
 
 class Try(NamedTuple):
@@ -95,9 +99,14 @@ class Try(NamedTuple):
     tier: int = -1
 
 
+PLAIN = Try(0, 0)
+"""A round without drafts."""
+
+
 @dataclass(frozen=True)
 class RowResult:
-    """What one row got from a round, or from several, which `tries` tells apart.
+    """What one row got from a round, or from several, which `tries` tells apart: as many for each
+    row, for no row ends before the last one.
 
     `ended`: its last byte is the end-of-document byte.  `logprobs`, if wanted, are those of
     `output`, or of prompt bytes for a row that consumed some: of the bytes that follow those
@@ -114,6 +123,11 @@ class RowResult:
     @property
     def rounds(self) -> tuple[Try, ...]:
         return self.tries or (Try(self.drafted, self.accepted),)
+
+    @cached_property
+    def tally(self) -> Counter[Try]:
+        """How often each came about."""
+        return Counter(self.rounds)
 
 
 class Seconds(NamedTuple):

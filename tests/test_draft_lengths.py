@@ -10,7 +10,7 @@ from server.budget import Budget
 from server.draft_lengths import LENGTHS, LOOKUP_LENGTHS, DraftLengths
 from server.round_costs import RoundCosts
 from specdec.lookup import NO_LOOKUP
-from specdec.round import Try
+from specdec.round import PLAIN, RowResult, Try
 
 Cost = Callable[[int, int], float]
 
@@ -29,6 +29,11 @@ def dear(rows: int, gamma: int) -> float:
     return rows * (gamma + 1) + 0.2 * gamma
 
 
+def result(*tries: Try) -> RowResult:
+    drafted, accepted = sum(t.drafted for t in tries), sum(t.accepted for t in tries)
+    return RowResult(b"x" * (len(tries) + accepted), drafted, accepted, ended=False, tries=tries)
+
+
 def tell(
     lengths: DraftLengths,
     drafted: Mapping[int, int],
@@ -38,8 +43,8 @@ def tell(
 ) -> None:
     """Of one round, in which what was accepted is given by slot; if it is looked at."""
     if lengths.over(drafted, 1):
-        tries = {slot: (Try(n, accepted[slot]),) for slot, n in drafted.items()}
-        lengths.observe(tries, [] if seconds is None else [seconds], seconds, left)
+        gave = {slot: result(Try(n, accepted[slot])) for slot, n in drafted.items()}
+        lengths.observe(gave, [] if seconds is None else [seconds], seconds, left)
 
 
 class Simulation:
@@ -268,7 +273,7 @@ def test_plain_rounds_are_timed_again_while_rows_draft() -> None:
     lengths = DraftLengths(measured(cheap), longest=16)
     lengths.enter(0, 16)
     planned = []
-    for _ in range(1700):
+    for _ in range(2 * DraftLengths.PLAIN_EVERY + 200):
         planned.append(lengths.plan([]).lengths[0])
         tell(lengths, {0: planned[-1]}, {0: planned[-1]}, 0.5)
     plain = [turn for turn, gamma in enumerate(planned) if turn > 50 and not gamma]
@@ -319,7 +324,7 @@ class Repeating:
                 tries.append(Try(drafted, accepted, self.tier if found else -1))
                 seconds.append(cost(1, drafted))
             if lengths.over(planned.lengths, len(tries)):
-                lengths.observe({0: tries}, seconds, sum(seconds))
+                lengths.observe({0: result(*tries)}, seconds, sum(seconds))
             total += len(tries) + sum(tried.accepted for tried in tries)
             spent += sum(seconds)
         return total / spent
@@ -392,16 +397,16 @@ def test_no_row_looks_up_more_than_it_may() -> None:
         planned = lengths.plan([])
         assert set(planned.lookups) <= {0}
         assert max(planned.lookups.get(0, NO_LOOKUP)) <= 2
-        tries = {0: [Try(2, 2, 3)], 1: [Try(0, 0)]}
+        gave = {0: result(Try(2, 2, 3)), 1: result(PLAIN)}
         if lengths.over(planned.lengths, 1):
-            lengths.observe(tries, [1.0], 1.0)
+            lengths.observe(gave, [1.0], 1.0)
     assert lengths.plan([]).lookups[0] == (2, 2, 2, 2)
 
 
 def test_plain_rounds_among_others_are_no_yardstick() -> None:
     """They take longer than plain rounds alone; what they lose is the drafts' loss."""
     costs = RoundCosts({(1, 0): 1.0}, {(1, gamma): 1 + 0.1 * gamma for gamma in (1, 4, 16)})
-    rounds = [[Try(4, 4, 0)], [Try(0, 0)], [Try(0, 0)]]
+    rounds = [(Try(4, 4, 0),), (PLAIN,), (PLAIN,)]
     for _ in range(200):
         costs.observe(rounds, [1.4, 1.3, 1.3])
     assert costs.plain(1) == 1.0
@@ -419,29 +424,12 @@ def test_a_row_that_may_draft_less_than_the_others_takes_a_length_that_has_a_pri
     assert max(planned.lookups[1]) <= 4
 
 
-def test_rows_that_drop_out_of_a_call_change_no_price() -> None:
-    def cost(rows: int, gamma: int) -> float:
-        return (1.0 if rows > 1 else 0.8) * (1 + 0.5 * gamma)
-
-    lengths = looking(cost, rows=(1, 2))
-    lengths.enter(0, 0, 16)
-    lengths.enter(1, 0, 16)
-    lengths.plan([])
-    for _ in range(200):
-        tries = {0: [Try(1, 1, 0), *[Try(0, 0)] * 19], 1: [Try(1, 1, 0)]}
-        lengths.over({0: 0, 1: 0}, 20)
-        lengths.observe(tries, [1.5, *[0.8] * 19], 1.5 + 19 * 0.8)
-    assert lengths._budget.open
-    assert lengths._costs.plain(2) == 1.0
-    assert lengths._costs.seconds(2, 1, looked_up=True) == pytest.approx(1.5, abs=0.1)
-
-
 def test_prices_are_learned_from_rounds_that_fit_among_others_that_do_not() -> None:
     costs = RoundCosts(
         {(2, gamma): 1 + 0.1 * gamma for gamma in (0, 4)},
         {(2, gamma): 1 + 0.1 * gamma for gamma in (1, 4, 16)},
     )
-    rounds = [[Try(4, 4, 0), Try(4, 0, 1)], [Try(4, 1, 0), Try(0, 0)], [Try(4, 1), Try(4, 2)]]
+    rounds = [(Try(4, 4, 0), Try(4, 0, 1)), (Try(4, 1, 0), PLAIN), (Try(4, 1), Try(4, 2))]
     for _ in range(200):
         costs.observe(rounds, [2.0, 9.0, 3.0])
     assert costs.seconds(2, 4, looked_up=True) == pytest.approx(2.0, abs=0.1)
@@ -453,7 +441,8 @@ def test_the_yardstick_is_kept_true_in_calls_of_any_length(rounds: int) -> None:
     lengths = looking(lambda rows, gamma: 1 + 0.01 * gamma)
     lengths.enter(0, 0, 16)
     plain = total = 0
-    for _ in range(4000 // rounds):
+    share = DraftLengths.PLAIN / (DraftLengths.PLAIN_EVERY + DraftLengths.PLAIN)
+    for _ in range(8000 // rounds):
         planned = lengths.plan([])
         count = min(rounds, planned.rounds)
         drafted = bool(planned.lookups)
@@ -461,8 +450,8 @@ def test_the_yardstick_is_kept_true_in_calls_of_any_length(rounds: int) -> None:
         total += count
         tries = [Try(16, 16, 3) if drafted else Try(0, 0)] * count
         if lengths.over(planned.lengths, count):
-            lengths.observe({0: tries}, [1.2 if drafted else 1.0] * count, 1.2 * count)
-    assert plain / total == pytest.approx(DraftLengths.PLAIN / 620, rel=0.25)
+            lengths.observe({0: result(*tries)}, [1.2 if drafted else 1.0] * count, 1.2 * count)
+    assert plain / total == pytest.approx(share, rel=0.25)
 
 
 def test_what_calls_with_drafts_take_the_host_beyond_others_is_booked() -> None:
@@ -470,7 +459,7 @@ def test_what_calls_with_drafts_take_the_host_beyond_others_is_booked() -> None:
     lengths.enter(0, 0, 16)
     lengths.plan([])
     for _ in range(20):
-        lengths.observe({0: [Try(0, 0)] * 4}, [1.0] * 4, 5.0)
+        lengths.observe({0: result(*[PLAIN] * 4)}, [1.0] * 4, 5.0)
     for _ in range(400):  # four bytes for the price of two, and twenty for the host
-        lengths.observe({0: [Try(1, 1, 0)] * 2}, [1.0] * 2, 22.0)
+        lengths.observe({0: result(*[Try(1, 1, 0)] * 2)}, [1.0] * 2, 22.0)
     assert not lengths._budget.open

@@ -1,5 +1,6 @@
 """The engine thread: mixed batches, cancellation, a failing round, a hanging one, a clean stop."""
 
+import math
 import os
 import threading
 import time
@@ -30,6 +31,7 @@ from server.messages import (
 from server.round_costs import RoundCosts
 from specdec.build import build_decoder
 from specdec.decoder import Decoder, Job, generate
+from specdec.round import MOST_ROUNDS
 from specdec.sampling import SamplingParams
 
 INFO = EngineInfo(
@@ -523,6 +525,39 @@ def test_lengths_are_decided_with_rounds_under_way(ahead: bool) -> None:
     assert expected <= sum(figures.draft_lengths) <= expected + 30 * ahead
     (latency,) = (tally for tally in figures.per_byte.values() if tally.total)
     assert sum(latency.counts) == 30 * 12
+
+
+@pytest.mark.parametrize("what", ["submit", "cancel"])
+def test_a_long_call_ends_for_whoever_comes_or_goes(what: str) -> None:
+    model = tiny_model(context=8000)
+    decoder = build_decoder(model, None, slots=2, device=CPU, dtype=torch.float32, kernels="native")
+    run_round, calls = decoder.run_round, []
+    base = submission(
+        "first", mode=Mode.BASE, draft_length=0, max_tokens=7000, interval_s=math.inf, eos=None
+    )
+
+    def interrupted(*arguments: Any) -> Any:
+        repeats = arguments[-1].repeats
+        if len(calls) == 1:
+            if what == "submit":
+                engine.submit(replace(base, request_id="second"), Receiver())
+            else:
+                engine.cancel("first")
+        outcome = run_round(*arguments)
+        calls.append((repeats, len(outcome.elapsed)))
+        return outcome
+
+    decoder.run_round = interrupted
+    first = Receiver()
+    with running(decoder) as engine:
+        engine.submit(base, first)
+        assert eventually(lambda: len(calls) > 1)
+    # the first may be cut short by the message that it came with
+    assert calls[1] == (MOST_ROUNDS, 1)
+    assert first.done.is_set()
+    if what == "cancel":
+        assert first.finished().reason is FinishReason.CANCELLED
+        assert len(calls) == 2
 
 
 def test_what_rounds_took_is_told() -> None:

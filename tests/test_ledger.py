@@ -5,7 +5,7 @@ import pytest
 from server.ledger import Ledger
 from server.round_costs import RoundCosts
 from server.tally import Tally, buckets
-from specdec.round import RowResult, Seconds, Try
+from specdec.round import PLAIN, RowResult, Seconds, Try
 
 
 def row(size: int) -> RowResult:
@@ -38,7 +38,7 @@ def test_parts_of_several_rounds_in_one_call() -> None:
     tries = Try(2, 1), Try(0, 0), Try(3, 3, 1), Try(0, 0)
     both = {
         0: RowResult(b"x" * 8, 5, 4, ended=False, tries=tries),
-        1: RowResult(b"xy", 0, 0, ended=False, tries=(Try(0, 0), Try(0, 0))),
+        1: RowResult(b"x" * 4, 0, 0, ended=False, tries=(PLAIN,) * 4),
     }
     ledger.enter(both, [0], False, 0.012, Seconds(0.002, 0.004, 0.004), (), (1e-3,) * 4)
     figures = ledger.figures({}, 0, None, 1)
@@ -46,19 +46,6 @@ def test_parts_of_several_rounds_in_one_call() -> None:
     assert counts == {"draft": 2, "verify": 4, "prefill": 0, "accept": 4, "host": 4}
     assert sum(tally.total for tally in figures.phases.values()) == pytest.approx(0.012)
     assert figures.draft_lengths[:4] == (2, 0, 1, 1)
-
-
-def test_bytes_are_priced_by_the_rows_that_were_still_there() -> None:
-    ledger = Ledger(RoundCosts({(1, 0): 1.0, (1, 2): 1.5, (2, 0): 1.2, (2, 2): 1.8}))
-    tries = Try(0, 0), Try(2, 2), Try(0, 0)
-    both = {
-        0: RowResult(b"x" * 5, 2, 2, ended=False, tries=tries),
-        1: RowResult(b"x", 0, 0, ended=False, tries=(Try(0, 0),)),
-    }
-    ledger.enter(both, [], False, 9.0, Seconds(), (), (1.2, 1.5, 1.0))
-    figures = ledger.figures({}, 0, None, 1)
-    assert figures.decode_s == pytest.approx(3.7)
-    assert figures.base_s == pytest.approx(1.2 + 4 * 1.0)  # a round of two rows, four of one
 
 
 def test_speed_up_is_what_plain_rounds_would_have_cost() -> None:

@@ -5,6 +5,7 @@ search finds.
 """
 
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -76,11 +77,13 @@ def mixed(
 
 
 def native(
-    prophet: Prophet | None = None, dtype: torch.dtype = torch.float32, slots: int = 5
+    prophet: Prophet | None = None,
+    dtype: torch.dtype = torch.float32,
+    slots: int = 5,
+    context: int = 160,
 ) -> Decoder[Model]:
-    return build_decoder(
-        tiny_model(), prophet, slots=slots, device=CPU, dtype=dtype, kernels="native"
-    )
+    model = tiny_model(context=context)
+    return build_decoder(model, prophet, slots=slots, device=CPU, dtype=dtype, kernels="native")
 
 
 @pytest.mark.parametrize("kind", ["none", "autoregressive", "parallel"])
@@ -213,15 +216,17 @@ def test_a_text_that_is_all_the_same_drafts_itself() -> None:
 
 
 def test_several_rounds_in_a_call() -> None:
-    decoder = native(slots=2)
-    jobs = [Job(b"xy", 60, SamplingParams(), 1), Job(b"xyz", 5, SamplingParams(), 2)]
+    decoder = native(slots=2, context=512)
+    jobs = [Job(b"xy", 500, SamplingParams(), 1), Job(b"xyz", 5, SamplingParams(), 2)]
     expected = generate(decoder, jobs, rounds=1)
     open_all(decoder, jobs)
-    step = decoder.step({0: 0, 1: 0}, None, None, 100)
-    assert [len(step[slot].rounds) for slot in (0, 1)] == [MOST_ROUNDS, 5]
+    step = decoder.step({0: 0, 1: 0}, None, None, 1000)
+    # until one has ended
+    assert [len(step[slot].rounds) for slot in (0, 1)] == [5, 5]
     assert step[1].output == expected[1].output
-    assert step[0].output == expected[0].output[:MOST_ROUNDS]
-    assert len(decoder.elapsed) == MOST_ROUNDS
+    step[0] = decoder.step({0: 0}, None, None, 1000)[0]
+    assert step[0].output == expected[0].output[5 : 5 + MOST_ROUNDS]
+    assert len(step[0].rounds) == len(decoder.elapsed) == MOST_ROUNDS
     assert sum(decoder.elapsed) == pytest.approx(sum(decoder.seconds))
     # one where log-probabilities are wanted
     decoder.close(1)
@@ -230,34 +235,50 @@ def test_several_rounds_in_a_call() -> None:
     assert len(decoder.elapsed) == 1
 
 
-def test_rounds_go_on_while_there_is_noise_for_the_longest_drafts() -> None:
-    """It is made for 128 bytes: seven rounds of seventeen take 119, an eighth would need 136."""
-    decoder = native(slots=1)
-    same = SamplingParams(temperature=1.0, logit_bias=((97, 1000.0),))
-    open_all(decoder, [Job(b"a" * 33, 125, same)])
-    result = decoder.step({0: 0}, None, {0: (0, 0, 0, 16)}, 9)[0]
-    assert [tuple(each) for each in result.rounds] == [(16, 16, 3)] * 7
-    decoder.close(0)
-    greedy = SamplingParams(temperature=0.0, logit_bias=((97, 1000.0),))
-    open_all(decoder, [Job(b"a" * 40, 100, greedy)])
-    assert len(decoder.step({0: 0}, None, {0: (0, 0, 0, 16)}, 5)[0].rounds) == 5
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_longest_drafts_fill_the_longest_call(temperature: float) -> None:
+    decoder = native(slots=1, context=5000)
+    same = SamplingParams(temperature=temperature, logit_bias=((97, 1000.0),))
+    open_all(decoder, [Job(b"a" * 33, 4900, same)])
+    result = decoder.step({0: 0}, None, {0: (0, 0, 0, 16)}, 1000)[0]
+    assert [tuple(each) for each in result.rounds] == [(16, 16, 3)] * MOST_ROUNDS
+    assert result.output == b"a" * 17 * MOST_ROUNDS
 
 
 def test_no_round_is_begun_after_the_span() -> None:
     decoder = native(slots=1)
     open_all(decoder, [Job(b"xy", 60)])
-    decoder.span_s = 1e-9
+    assert len(decoder.step({0: 0}, None, None, 9, 1e-9)[0].output) == 1
+
+
+def test_no_round_is_begun_after_an_interruption() -> None:
+    decoder = native(slots=1)
+    open_all(decoder, [Job(b"xy", 60)])
+    decoder.interrupt.set()
     assert len(decoder.step({0: 0}, None, None, 9)[0].output) == 1
+    decoder.interrupt.clear()
+    assert len(decoder.step({0: 0}, None, None, 9)[0].output) == 9
 
 
-def test_an_end_of_document_byte_ends_the_rounds_of_its_row() -> None:
+def test_another_thread_interrupts_a_call() -> None:
+    decoder = native(slots=1, context=8000)
+    open_all(decoder, [Job(b"xy", 7000)])
+    threading.Timer(0.01, decoder.interrupt.set).start()
+    calls = 0
+    while len(decoder.step({0: 0}, None, None, MOST_ROUNDS)[0].output) == MOST_ROUNDS:
+        calls += 1
+        assert calls < 7000 / MOST_ROUNDS
+    decoder.interrupt.clear()
+
+
+def test_an_end_of_document_byte_ends_the_call() -> None:
     decoder = native(slots=2)
     certain = SamplingParams(logit_bias=((101, 1000.0),))
     jobs = [Job(b"a", 20, certain, eos=101), Job(b"b", 20)]
     open_all(decoder, jobs)
     step = decoder.step({0: 0, 1: 0}, None, None, 4)
     assert (step[0].output, step[0].ended, len(step[0].rounds)) == (b"e", True, 1)
-    assert len(step[1].output) == 4
+    assert len(step[1].output) == 1
 
 
 def test_lookups_that_cannot_be() -> None:

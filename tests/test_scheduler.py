@@ -17,7 +17,7 @@ from server.messages import (
     Submission,
 )
 from server.round_costs import RoundCosts
-from server.scheduler import Deliveries, Plan, Scheduler
+from server.scheduler import LONGEST_SPAN_S, SPAN_S, Deliveries, Plan, Scheduler
 from specdec.logprobs import ByteLogprob
 from specdec.round import MOST_ROUNDS, RowResult, Try
 from specdec.sampling import SamplingParams
@@ -195,6 +195,25 @@ def test_a_first_byte_that_is_waited_for_comes_by_itself() -> None:
     alone = Scheduler(1, 128)
     alone.submit(submission("whole", prompt=b"b", interval_s=math.inf), 0.0)
     assert alone.plan(0.0).rounds == MOST_ROUNDS
+
+
+def test_a_call_lasts_as_long_as_nobody_wants_output() -> None:
+    def span(*submissions: Submission) -> float:
+        scheduler = Scheduler(4, 128)
+        for each in submissions:
+            scheduler.submit(each, 10.0)
+        return scheduler.plan(10.0).span_s
+
+    whole = submission("whole", prompt=b"a", interval_s=math.inf)
+    assert span(whole) == LONGEST_SPAN_S
+    assert span(whole, submission("stream", prompt=b"a")) == SPAN_S
+    assert span(whole, submission("slow", prompt=b"a", interval_s=0.02)) == 0.02
+    assert span(whole, submission("rare", prompt=b"a", interval_s=5.0)) == LONGEST_SPAN_S
+    # a stop string is not seen by the core, nor is the time
+    assert span(replace(whole, stops=(b"#",))) == SPAN_S
+    assert span(replace(whole, timeout_s=0.03)) == pytest.approx(0.03)
+    assert span(replace(whole, timeout_s=0.001)) == SPAN_S
+    assert span(whole, submission("prompt", prompt=b"long", interval_s=0.02)) == 0.02
 
 
 def test_a_refused_row_leaves_a_plan_whole() -> None:

@@ -16,13 +16,14 @@
 
 namespace specdec {
 
-constexpr int LONGEST = 16;      // config.LONGEST_DRAFT
-constexpr int MOST_ROUNDS = 32;  // round.MOST_ROUNDS
+constexpr int LONGEST = 16;       // config.LONGEST_DRAFT
+constexpr int MOST_ROUNDS = 256;  // round.MOST_ROUNDS
 
 // What rounds are asked for and give; as in `specdec.native_round`.
 struct Round {
-    int64_t rows, rounds;  // rounds at most; one where prompts are consumed
+    int64_t rows, rounds;  // rounds at most, until a row ends; one where prompts are consumed
     double span;           // seconds after which no further one begins
+    const volatile int64_t* interrupt;  // nor once this is not 0
     const int64_t *slot, *gamma;
     const uint8_t* watched;
     const int64_t* lookup;  // [rows, tiers]: drafts to take from the text instead where it matches
@@ -33,7 +34,7 @@ struct Round {
     uint8_t* tokens;        // [rows, MOST_ROUNDS * (longest + 1)], of which `count` [rows] hold
     int64_t* count;
     uint8_t* ended;
-    int64_t* done;    // [rows]: rounds that the row was in
+    int64_t* done;    // [1]: rounds that were run
     int64_t* tries;   // [rows, MOST_ROUNDS, 3]: drafts, those accepted, the tier they are from or -1
     float* logits;    // [rows' places, then scored prompt bytes, 256] of the last round
     double* seconds;  // [3]: spent drafting, in the pass, and on what follows it
@@ -47,22 +48,21 @@ class Model {
 
     void run(Team& team, Drafter* drafter, const SpecdecSlots& slots, const Round& round) {
         std::fill_n(round.seconds, 3, 0.0);
-        rows_.clear();
+        *round.done = 0;
         for (int r = 0; r < round.rows; ++r) {
-            rows_.push_back(r);
-            round.count[r] = round.done[r] = round.ended[r] = 0;
+            round.count[r] = round.ended[r] = 0;
             int64_t slot = round.slot[r];
             texts_.put(slot, slots.length[slot], slots.last[slot]);
         }
         double spent = 0;
-        for (int n = 0; n < round.rounds && spent < round.span; ++n) {
-            spent += round.elapsed[n] = once(team, drafter, slots, round);
-            auto done = [&](int r) {
+        bool whole = true;  // no row has ended
+        while (whole && *round.done < round.rounds && spent < round.span && !(spent && *round.interrupt)) {
+            double took = once(team, drafter, slots, round);
+            spent += round.elapsed[(*round.done)++] = took;
+            for (int r = 0; r < round.rows; ++r) {
                 int64_t slot = round.slot[r];
-                return round.ended[r] || slots.length[slot] + 1 >= slots.end[slot];
-            };
-            rows_.erase(std::remove_if(rows_.begin(), rows_.end(), done), rows_.end());
-            if (rows_.empty()) break;
+                whole &= !round.ended[r] && slots.length[slot] + 1 < slots.end[slot];
+            }
         }
     }
 
@@ -75,10 +75,10 @@ class Model {
     using Clock = std::chrono::steady_clock;
     using Seconds = std::chrono::duration<double>;
 
-    // One round of `rows_`; the seconds that it took.
+    // The seconds that one round took.
     double once(Team& team, Drafter* drafter, const SpecdecSlots& slots, const Round& round) {
         auto began = Clock::now();
-        int rows = int(rows_.size());
+        int rows = int(round.rows);
         drafts_.assign(size_t(rows) * LONGEST, 0);
         gamma_.resize(rows);
         tier_.resize(rows);
@@ -90,7 +90,7 @@ class Model {
         first_.resize(rows + 1);
         for (int r = 0; r < rows; ++r) {
             first_[r] = int(tokens_.size());
-            int64_t slot = round.slot[rows_[r]], m = slots.length[slot];
+            int64_t slot = round.slot[r], m = slots.length[slot];
             for (int64_t i = 0; i <= gamma_[r]; ++i)
                 add(slot, m + i, i ? drafts_[size_t(r) * LONGEST + i - 1] : slots.last[slot]);
         }
@@ -142,12 +142,12 @@ class Model {
 
     void draft(Team& team, Drafter* drafter, const SpecdecSlots& slots, const Round& round) {
         wanted_.clear();
-        for (size_t r = 0; r < rows_.size(); ++r) {
-            int64_t slot = round.slot[rows_[r]], m = slots.length[slot], most = slots.end[slot] - m - 2;
-            int64_t* drafts = &drafts_[r * LONGEST];
+        for (int r = 0; r < round.rows; ++r) {
+            int64_t slot = round.slot[r], m = slots.length[slot], most = slots.end[slot] - m - 2;
+            int64_t* drafts = &drafts_[size_t(r) * LONGEST];
             tier_[r] = -1;
-            if (look_up(slot, m + 1, most, round.lookup + rows_[r] * N_TIERS, int(r), drafts)) continue;
-            gamma_[r] = std::max<int64_t>(0, std::min(round.gamma[rows_[r]], most));
+            if (look_up(slot, m + 1, most, round.lookup + r * N_TIERS, r, drafts)) continue;
+            gamma_[r] = std::max<int64_t>(0, std::min(round.gamma[r], most));
             if (gamma_[r]) wanted_.push_back({slot, slots.last[slot], m, int(gamma_[r]), drafts});
         }
         if (wanted_.empty()) return;
@@ -176,7 +176,7 @@ class Model {
         int r = 0;
         for (int n = mine.begin; n < mine.end; ++n) {
             while (n >= first_[r + 1]) ++r;
-            specdec_choose(&slots, 1, 1, n - first_[r], round.slot + rows_[r],
+            specdec_choose(&slots, 1, 1, n - first_[r], round.slot + r,
                            round.logits + size_t(n) * 256,
                            &drafts_[size_t(r) * LONGEST], 0, &chosen_[n]);
         }
@@ -184,8 +184,7 @@ class Model {
 
     // Keeps drafts while they are the model's choices, up to the row's end and its last byte.
     void accept(const SpecdecSlots& slots, const Round& round, int r) {
-        int of = rows_[r];
-        int64_t slot = round.slot[of], m = slots.length[slot], gamma = gamma_[r];
+        int64_t slot = round.slot[r], m = slots.length[slot], gamma = gamma_[r];
         const int64_t *drafts = &drafts_[size_t(r) * LONGEST], *chosen = &chosen_[first_[r]];
         int64_t agreed = 0, room = slots.end[slot] - m - 1;
         while (agreed < gamma && drafts[agreed] == chosen[agreed]) ++agreed;
@@ -196,28 +195,27 @@ class Model {
                 count = i + 1;
                 ended = true;
             }
-        uint8_t* tokens = round.tokens + of * MOST_ROUNDS * (LONGEST + 1) + round.count[of];
+        uint8_t* tokens = round.tokens + r * MOST_ROUNDS * (LONGEST + 1) + round.count[r];
         for (int64_t i = 0; i < count; ++i) {
             tokens[i] = uint8_t(chosen[i]);
             texts_.put(slot, m + 1 + i, chosen[i]);
             ++slots.counts[slot * 256 + chosen[i]];
         }
-        int64_t* tries = round.tries + 3 * (of * MOST_ROUNDS + round.done[of]++);
+        int64_t* tries = round.tries + 3 * (r * MOST_ROUNDS + *round.done);
         tries[0] = gamma;
         tries[1] = std::min(agreed, count);
         tries[2] = tier_[r];
-        round.count[of] += count;
-        round.ended[of] = ended;
+        round.count[r] += count;
+        round.ended[r] = ended;
         slots.length[slot] = m + count;
         slots.last[slot] = chosen[count - 1];
         bool drafted = gamma && tier_[r] < 0;
-        if (round.watched[of]) committed_.push_back({slot, m, first_[r], int(count), drafted});
+        if (round.watched[r]) committed_.push_back({slot, m, first_[r], int(count), drafted});
     }
 
     Stack& stack_;
     std::vector<float> embedding_, x_, hidden_;
     Texts texts_;
-    std::vector<int> rows_;  // those of the round that go on; what follows is of these, in order
     std::vector<int64_t> tokens_, slot_, place_, drafts_, chosen_, gamma_;
     std::vector<int> tier_;   // of the text that drafts are from, or -1
     std::vector<int> first_;  // where each row's places begin
