@@ -56,6 +56,8 @@ class DraftLengths:
     """While rows draft, so many rounds among so many are plain: what they cost is the yardstick."""
     LOOK_EVERY = 64
     """While nobody drafts one call in so many rounds is observed."""
+    REMEMBERED = 800
+    """Rounds at most from which is known how often texts repeat themselves."""
     SETTLING = 4
     """So many plain rounds behind those that drafted are not timed: they take longer."""
 
@@ -63,7 +65,11 @@ class DraftLengths:
         """`longest`: what the prophet drafts at most, 0 without one."""
         self._costs, self._longest = costs, longest
         self._usual = [Acceptance(LONGEST_DRAFT, memory=400) for _ in range(CASES)]
+        # nothing is known of how often texts repeat themselves: it is looked for at first
+        self._met = [4.0] + [1.0] * (CASES - 1)
         self._rows: dict[int, OpenRow] = {}
+        self._among = 0
+        """Rows for which it was decided."""
         self._age = 0
         self._wait = self.FIRST
         self._decided = self._drafting = self._trying = False
@@ -77,7 +83,7 @@ class DraftLengths:
     def enter(self, slot: int, most: int, longest: int = 0) -> None:
         """A row begins to decode for which the prophet may draft up to `most` bytes a round, or up
         to `longest` may be looked up."""
-        row = OpenRow(most, self._usual, longest)
+        row = OpenRow(most, self._usual, self._met, longest)
         if self._rows:  # as the others until it is decided
             for index, case in enumerate(row.cases):
                 lengths = [other.cases[index].length for other in self._rows.values()]
@@ -114,7 +120,10 @@ class DraftLengths:
         """What each row drafts in the next rounds, beside rows whose lengths are fixed."""
         if not self._rows:
             return Drafts({}, {})
-        if not self._decided or self._age >= self._wait:
+        count = len(self._rows) + len(fixed)
+        among = 2 * self._among < 3 * count < 5 * self._among  # about as many as when last decided
+        if not self._decided or self._age >= self._wait or not among:
+            self._among = count
             # soon again at first: what was measured may be far off
             most = self.EVERY + 8 * len(self._rows)
             first = self.FIRST if self._learned < self.LEARNED else 4 * self.FIRST
@@ -177,7 +186,7 @@ class DraftLengths:
             self._learned += count
             self._learn(results, left)
         for row in self._rows.values():
-            row.look_again(count)
+            self._met[USUAL] += row.look_again(count)
         if self._trying:
             self._trying = any(row.tries for row in self._rows.values())
         if whole is None:
@@ -193,7 +202,8 @@ class DraftLengths:
                 self._costs.observe_plain(rows, sum(settled) / len(settled), len(settled))
             usual = (passed - len(held_up)) * plain
             lost = min(sum(held_up), 2 * len(held_up) * plain)
-            self._budget.spend(passed * plain, usual + lost)
+            if self._rows or left:  # nothing is to be had of rows that never draft
+                self._budget.spend(passed * plain, usual + lost)
             return
         if self._host.enough:  # of which drafts take more than none
             spent += max(0.0, host - self._host.seconds)
@@ -217,6 +227,9 @@ class DraftLengths:
                     if tried.drafted:
                         usual = self._usual[1 + tried.tier]
                         usual.observe(tried.drafted, tried.accepted, times)
+                        if tried.tier >= 0:
+                            self._met[1 + tried.tier] += times
+                            self._met[USUAL] -= times
                         if row:
                             row.observe(tried, times)
 
@@ -258,6 +271,9 @@ class DraftLengths:
                 row.settle(lengths)
         for row in rows:
             row.wish(shares, best, self.PROBE)
+        if sum(self._met) > self.REMEMBERED:  # what was met a while ago counts for less
+            looked_for = {index for row in rows for index in row.looked_for}
+            self._met = [n / 2 if index in looked_for else n for index, n in enumerate(self._met)]
 
     def _shares(self, count: int) -> Shares:
         """Of one row among so many."""

@@ -44,15 +44,22 @@ class Case:
 
 
 class OpenRow:
-    """`usual` is what is believed of any row's drafts, by case.
+    """`usual` is what is believed of any row's drafts, by case, and `met` of how often each is.
 
     The prophet may draft up to `most` bytes for it, and up to `longest` may be looked up.
     """
 
-    def __init__(self, most: int, usual: Sequence[Acceptance], longest: int = 0) -> None:
-        # nothing is known of how often a text repeats itself: it is looked for at first
-        self.cases = [Case(most, usual[USUAL], 4.0)]
-        self.cases += [Case(longest, each, 1.0) for each in usual[1:]]
+    KNOWN = 8.0
+    """Rounds that `met` counts for."""
+
+    def __init__(
+        self, most: int, usual: Sequence[Acceptance], met: Sequence[float], longest: int = 0
+    ) -> None:
+        share = self.KNOWN / sum(met)
+        self.cases = [
+            Case(longest if index else most, each, share * met[index])
+            for index, each in enumerate(usual)
+        ]
         self._looks = False
         self._expected: dict[int, list[float]] = {}
         self._share: dict[int, float] = {}
@@ -69,6 +76,11 @@ class OpenRow:
     def lengths(self) -> list[int]:
         """By case."""
         return [case.length for case in self.cases]
+
+    @property
+    def looked_for(self) -> list[int]:
+        """The usual case and those for which something is looked up."""
+        return [i for i, case in enumerate(self.cases) if i == USUAL or case.length or case.probe]
 
     def settle(self, lengths: Iterable[int]) -> None:
         for case, length in zip(self.cases, lengths, strict=True):
@@ -103,10 +115,11 @@ class OpenRow:
             case.met += times
             self.cases[USUAL].met -= times  # of the rounds that `look_again` counts
 
-    def look_again(self, rounds: int) -> None:
-        """So many rounds are over."""
-        if self._looks:
-            self.cases[USUAL].met += rounds
+    def look_again(self, rounds: int) -> int:
+        """So many rounds are over; in how many of them its text was looked through."""
+        looked = rounds if self._looks else 0
+        self.cases[USUAL].met += looked
+        return looked
 
     def weigh(self, shares: Shares) -> None:
         """Settles what is believed of it while it is decided."""
@@ -119,9 +132,8 @@ class OpenRow:
             else:
                 case.length = case.probe = 0
         if total > 100:  # what was met a while ago counts for less
-            for index, case in enumerate(self.cases):
-                if index == USUAL or case.length or case.probe:
-                    case.met /= 2
+            for index in self.looked_for:
+                self.cases[index].met /= 2
 
     def mean(self, lengths: Sequence[int], shares: Shares) -> tuple[float, float]:
         """Bytes and seconds of a round with these lengths, by case."""

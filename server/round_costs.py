@@ -21,11 +21,17 @@ class RoundCosts:
     are looked up, of the same row counts.
     """
 
+    AMONG = 4
+    """So many plain rounds among others at least are a basis."""
+    SLOWLY = 2000
+    """Rounds in which is learned how much longer those take."""
+
     def __init__(self, drafted: Measured, looked_up: Measured | None = None) -> None:
         plain = {pair: seconds for pair, seconds in drafted.items() if not pair[1]}
         self._kinds = _Table(drafted), _Table(plain | dict(looked_up or {}))
         # what rounds cost lately against what was measured
         self._plain = 1.0
+        self._held_up = 0.0
         self._lately: dict[int, Lately] = {}
 
     @property
@@ -46,10 +52,18 @@ class RoundCosts:
         )
 
     def shares(self, rows: int, *, looked_up: bool = False) -> dict[int, float]:
-        """A row's share of those seconds, by every length that was measured."""
-        table, plain = self._kinds[looked_up], self.plain(rows) / rows
-        added = ((gamma, table.added(rows, gamma)) for gamma in table.lengths[1:])
-        return {0: plain} | {gamma: plain * (1 + table.lately.at(more)) for gamma, more in added}
+        """A row's share of those seconds, by every length that was measured.
+
+        A prophet drafts for all rows at once; what is looked up is found for a row now and then,
+        which pays for that round alone.
+        """
+        table, plain = self._kinds[looked_up], self.plain(rows)
+        among = rows if looked_up else 1
+        shares = {0: plain / rows}
+        for gamma in table.lengths[1:]:
+            more = table.lately.at(table.added(rows, gamma) / among)
+            shares[gamma] = plain * (1 + among * more) / rows
+        return shares
 
     def plain(self, rows: int) -> float:
         """What plain rounds of so many rows took lately, or until there were a few should take."""
@@ -70,35 +84,46 @@ class RoundCosts:
     def observe(self, rounds: Iterable[tuple[Try, ...]], seconds: Sequence[float]) -> None:
         """Rounds one behind the other took so long: what each row tried in each.
 
-        That plain rounds among others take longer is the drafts' doing.
+        Where plain rounds are among them the others are held against those: from one moment to
+        another a machine's pace changes by more than what drafts add.  How much longer such plain
+        rounds take than plain rounds by themselves is the drafts' doing too; that is learned
+        slowly.
         """
         alike: dict[tuple[Try, ...], list[float]] = defaultdict(list)
         for row, took in zip(rounds, seconds, strict=True):
             alike[row].append(took)
-        plain = self.plain(len(next(iter(alike))))
-        held_up, drafting = 0.0, 0
+        count = len(next(iter(alike)))
+        basis, held_up = self.plain(count), 0.0
+        plain = [took for row, times in alike.items() if not any(_drafts(row)) for took in times]
+        if len(plain) >= self.AMONG:
+            longer = sum(plain) / len(plain) / basis - 1
+            self._held_up += (longer - self._held_up) * min(0.2, len(plain) / self.SLOWLY)
+            basis, held_up = sum(plain) / len(plain), max(0.0, self._held_up)
         fitting = [_Fitting(), _Fitting()]
         for row, times in alike.items():
-            lengths = [tried.drafted for tried in row]
-            beyond = sum(times) / plain - len(times)
+            lengths = _drafts(row)
             if not any(lengths):
-                held_up += beyond
                 continue
-            drafting += len(times)
             kinds = {tried.tier >= 0 for tried in row if tried.drafted}
             looked_up = True in kinds
-            # few rows that draft among many cost more than their share, and a prophet drafts in
-            # steps, as many as the longest draft has: such rounds tell nothing
-            if len(kinds) == 1 and (all(lengths) if looked_up else len(set(lengths)) == 1):
+            # a prophet drafts in steps, as many as the longest draft has: few rows that draft among
+            # many cost more than their share, and tell nothing
+            if len(kinds) == 1 and (looked_up or len(set(lengths)) == 1):
                 table, seen = self._kinds[looked_up], fitting[looked_up]
                 seen.count += len(times)
                 added = sum(table.added(len(row), gamma) for gamma in lengths) / len(row)
                 seen.added += added * len(times)
-                seen.beyond += beyond
+                seen.beyond += sum(times) / basis * (1 + held_up) - len(times)
+        drafting = len(seconds) - len(plain)
         for table, seen in zip(self._kinds, fitting, strict=True):
             if seen.count:
-                each = seen.beyond / seen.count + held_up / drafting
+                each = seen.beyond / seen.count + held_up * len(plain) / drafting
                 table.lately.observe(seen.added / seen.count, each, seen.count)
+
+
+def _drafts(row: Sequence[Try]) -> list[int]:
+    """What each drafted."""
+    return [tried.drafted for tried in row]
 
 
 @dataclass
@@ -184,7 +209,9 @@ class _Line:
         spread = count * squares - xs * xs
         if spread > 1e-6 * count * squares:
             slope = max(0.0, (count * products - xs * ys) / spread)
-            return (ys - slope * xs) / count, slope
+            if slope * xs <= ys:
+                return (ys - slope * xs) / count, slope
+            return 0.0, max(0.0, products / squares)  # nothing costs less than none
         return 0.0, ys / xs if xs > 0 else 0.0  # of one length alone something is known
 
     def observe(self, x: float, y: float, rounds: int) -> None:

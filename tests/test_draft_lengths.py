@@ -406,11 +406,20 @@ def test_no_row_looks_up_more_than_it_may() -> None:
 def test_plain_rounds_among_others_are_no_yardstick() -> None:
     """They take longer than plain rounds alone; what they lose is the drafts' loss."""
     costs = RoundCosts({(1, 0): 1.0}, {(1, gamma): 1 + 0.1 * gamma for gamma in (1, 4, 16)})
-    rounds = [(Try(4, 4, 0),), (PLAIN,), (PLAIN,)]
-    for _ in range(200):
-        costs.observe(rounds, [1.4, 1.3, 1.3])
+    rounds = [(Try(4, 4, 0),), *[(PLAIN,)] * 4]
+    for _ in range(3000):
+        costs.observe(rounds, [1.4, *[1.3] * 4])
     assert costs.plain(1) == 1.0
-    assert costs.seconds(1, 4, looked_up=True) == pytest.approx(2.0, abs=0.1)
+    assert costs.seconds(1, 4, looked_up=True) == pytest.approx(1.4 + 4 * 0.3, abs=0.1)
+
+
+def test_a_machine_that_changes_its_pace_changes_no_price() -> None:
+    costs = RoundCosts({(1, 0): 1.0}, {(1, gamma): 1 + 0.1 * gamma for gamma in (1, 4, 16)})
+    rounds = [(Try(4, 4, 0),), *[(PLAIN,)] * 4]
+    for turn in range(200):
+        pace = 1.3 if turn % 2 else 0.7
+        costs.observe(rounds, [1.4 * pace, *[pace] * 4])
+    assert costs.seconds(1, 4, looked_up=True) == pytest.approx(1.4, abs=0.05)
 
 
 def test_a_row_that_may_draft_less_than_the_others_takes_a_length_that_has_a_price() -> None:
@@ -429,11 +438,40 @@ def test_prices_are_learned_from_rounds_that_fit_among_others_that_do_not() -> N
         {(2, gamma): 1 + 0.1 * gamma for gamma in (0, 4)},
         {(2, gamma): 1 + 0.1 * gamma for gamma in (1, 4, 16)},
     )
-    rounds = [(Try(4, 4, 0), Try(4, 0, 1)), (Try(4, 1, 0), PLAIN), (Try(4, 1), Try(4, 2))]
+    rounds = [(Try(4, 4, 0), Try(4, 0, 1)), (Try(4, 1), PLAIN), (Try(4, 1), Try(4, 2))]
     for _ in range(200):
         costs.observe(rounds, [2.0, 9.0, 3.0])
     assert costs.seconds(2, 4, looked_up=True) == pytest.approx(2.0, abs=0.1)
     assert costs.seconds(2, 4) == pytest.approx(3.0, abs=0.2)
+
+
+def test_a_row_pays_for_what_is_looked_up_for_it_alone() -> None:
+    """Its round is 0.5 longer, not a quarter of what four that draft make it."""
+    costs = RoundCosts({(4, 0): 1.0}, {(4, gamma): 1 + 0.2 * gamma for gamma in (1, 4, 16)})
+    assert costs.shares(4, looked_up=True)[1] == pytest.approx(0.25 + 0.2 / 4)
+    for _ in range(200):
+        costs.observe([(Try(1, 1, 0), PLAIN, PLAIN, PLAIN)], [1.5])
+        costs.observe([(Try(4, 1, 0), PLAIN, PLAIN, PLAIN)], [1.65])
+    shares = costs.shares(4, looked_up=True)
+    assert shares[0] == 0.25
+    assert shares[1] == pytest.approx(0.25 + 0.5, abs=0.03)
+    assert shares[4] == pytest.approx(0.25 + 0.65, abs=0.05)
+
+
+def test_rows_that_never_draft_earn_nothing_for_those_that_do() -> None:
+    lengths = looking(lambda rows, gamma: 1 + 0.01 * gamma)
+    before = lengths._budget._left
+    for _ in range(10):
+        assert not lengths.over({0: 0}, 32) or not lengths.observe(
+            {0: result(*[PLAIN] * 32)}, [1.0] * 32, 33.0
+        )
+    assert lengths._budget._left == before
+    lengths.enter(1, 0, 16)
+    lengths._drafting = lengths._trying = False
+    for _ in range(10):
+        if lengths.over({0: 0, 1: 0}, 32):
+            lengths.observe({s: result(*[PLAIN] * 32) for s in (0, 1)}, [1.0] * 32, 33.0)
+    assert lengths._budget._left > before
 
 
 @pytest.mark.parametrize("rounds", [1, 7, 26])
