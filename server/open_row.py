@@ -25,8 +25,8 @@ class Shares(NamedTuple):
     looked_up: Mapping[int, float]
 
 
-RARE = 0.02
-"""A case that is met in a smaller share of the rounds is not tried."""
+PROMISE = 0.05
+"""Bytes a round, of all rounds, that a case must promise at best to be tried: trying costs too."""
 TRIALS = 4
 """So many rounds try what the prophet does not usually draft, and so many at least what is not
 usually looked up, if it is found: all rounds of a call."""
@@ -163,10 +163,10 @@ class OpenRow:
         worth, _ = self._best(USUAL, self._expected[USUAL], shares, rate)
         for index, case in enumerate(self.cases):
             case.probe = 0
-            if index in self._expected and not case.length and self._share[index] > RARE:
+            if index in self._expected and not case.length:
                 case.acceptance.fade()
                 value, length = self._best(index, case.acceptance.hoped(), shares, rate)
-                if value > worth:
+                if self._share[index] * (value - worth) > PROMISE:
                     case.trials = TRIALS
                     case.probe = min(length, longest if index == USUAL else 1)
 
