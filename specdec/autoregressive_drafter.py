@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specdec.autoregressive_prophet import AutoregressiveProphet
 from specdec.config import LONGEST_DRAFT
-from specdec.drafter import Picker
+from specdec.drafter import ALL, Picker
 from specdec.layers import rotary_table, wide
 from specdec.packed import PackedBlock, pack_linear
 
@@ -32,7 +32,7 @@ class AutoregressiveDrafter:
     Within a round the prophet keeps its own keys and values; between rounds only the ring.
     """
 
-    longest = LONGEST_DRAFT
+    longest, memory = LONGEST_DRAFT, ALL
 
     def __init__(
         self,

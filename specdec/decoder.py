@@ -203,7 +203,7 @@ class Decoder(Generic[Model]):
             row = self._row(prefill.slot)
             row.consumed += len(prefill.text)
             self._held[prefill.slot] = _Held(row.job.prompt, row.consumed, row.watched)
-            if self.drafter is not None and row.watched:
+            if self.drafter is not None and prefill.watched is not None:
                 self.drafter.keep(prefill.slot)
 
         def read() -> dict[int, RowResult]:
@@ -250,13 +250,17 @@ class Decoder(Generic[Model]):
         if not 0 < size <= min(LONGEST_CHUNK, self.to_prefill(slot)):
             raise ValueError(f"slot {slot} cannot consume {size} bytes of its prompt")
         begin, end = row.consumed, row.consumed + size
+        watched = None
+        if self.drafter is not None and row.watched:
+            first = max(0, len(row.job.prompt) - 1 - self.drafter.memory)
+            watched = first if first < end else None
         return Prefill(
             slot,
             row.job.prompt[begin:end],
             begin,
             row.job.prompt[begin + 1 : end + 1] if row.job.score_prompt else None,
             max(0, _alternatives(row.job)),
-            row.watched,
+            watched,
         )
 
     def _refill_noise(self, decodes: Sequence[Decode]) -> None:

@@ -11,6 +11,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+ALL = 1 << 40
+"""More bytes than any prompt has."""
+
 
 class Picker(Protocol):
     """The byte rule with the rows' own noise: what of a `specdec.rule.TorchRule` a drafter uses."""
@@ -24,6 +27,8 @@ class SlotDrafter(Protocol):
 
     longest: int
     """The most bytes that a row may be drafted at a time."""
+    memory: int
+    """Of a prompt it need be told of the last so many bytes."""
 
     def keep(self, slot: int) -> None:
         """Remembers what the slot knows now, for `copy`, whatever it observes from here on."""

@@ -6,6 +6,7 @@ for near-ties: sums are ordered otherwise, so a process decodes by one or the ot
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 from weakref import WeakKeyDictionary, finalize
 
 import torch
@@ -36,6 +37,11 @@ _OUTPUT, _TRIES = MOST_ROUNDS * (LONGEST_DRAFT + 1), MOST_ROUNDS * len(Try._fiel
 """What a row has in a call's arrays."""
 
 
+MEMORY = 32
+"""Bytes of a prompt that a parallel prophet is told of: more let it guess no better, and the model's
+last block has to compute them for it."""
+
+
 class NativeDrafter:
     """A prophet of either kind in the core, told of rows and asked for drafts within its rounds."""
 
@@ -45,7 +51,7 @@ class NativeDrafter:
         config, library = prophet.config, native_library()
         shape: list[float] = [dtype == torch.bfloat16, slots, config.model_hidden_size]
         if isinstance(prophet, ParallelProphet):
-            build, places = library.specdec_parallel, context + SLACK
+            build, places, self.memory = library.specdec_parallel, context + SLACK, MEMORY
             shape.append(prophet.cell.eps)
             further = [
                 plain(prophet.cell.embedding.weight),
@@ -58,6 +64,7 @@ class NativeDrafter:
             # every place is written again before it is seen
             build, places = library.specdec_autoregressive, config.leading_states + self.longest
             shape.append(config.leading_states)
+            self.memory = config.leading_states
             further = []
         self._library = library
         self._stack = NativeStack(
@@ -125,9 +132,16 @@ class _Buffers:
         self.round = _Round()
         integers, octets = ctypes.c_int64 * state.slots, ctypes.c_uint8 * state.slots
         self.slot, self.gamma, self.watched = integers(), integers(), octets()
-        self.prefill_slot, self.prefill_start = integers(), integers()
-        self.prefill_size = integers()
-        self.prefill_scored, self.prefill_watched = octets(), octets()
+        parts = 2 * state.slots
+        self.prefill_slot, self.prefill_start = (
+            (ctypes.c_int64 * parts)(),
+            (ctypes.c_int64 * parts)(),
+        )
+        self.prefill_size, self.prefill_watched = (
+            (ctypes.c_int64 * parts)(),
+            (ctypes.c_int64 * parts)(),
+        )
+        self.prefill_scored = (ctypes.c_uint8 * parts)()
         self.lookup = (ctypes.c_int64 * (state.slots * len(TIERS)))()
         self.tokens = (ctypes.c_uint8 * (state.slots * _OUTPUT))()
         self.count, self.done, self.ended = integers(), (ctypes.c_int64 * 1)(), octets()
@@ -165,7 +179,8 @@ def run_native_round(
         buffers.lookup[len(TIERS) * index : len(TIERS) * (index + 1)] = list(row.lookup)
         judged += 1 + row.longest
     # the core leaves out what nobody wants of the last ones
-    prefills = sorted(work.prefills, key=lambda p: (p.following is None, not p.watched))
+    parts = (part for prefill in work.prefills for part in _parts(prefill))
+    prefills = sorted(parts, key=lambda p: (p.following is None, p.watched is None))
     text = _describe(buffers, prefills)
     buffers.make_room(judged + len(text))
     native_library().specdec_round(
@@ -211,6 +226,17 @@ def _tries(buffers: _Buffers, index: int) -> tuple[Try, ...]:
     return tuple(map(Try, numbers[::3], numbers[1::3], numbers[2::3]))
 
 
+def _parts(prefill: Prefill) -> list[Prefill]:
+    """What the drafter is not told of by itself, for the model's last block computes less of it."""
+    if prefill.following is not None or prefill.watched is None:
+        return [prefill]
+    cut = prefill.watched - prefill.start
+    if cut <= 0:
+        return [prefill]
+    before = replace(prefill, text=prefill.text[:cut], watched=None)
+    return [before, replace(prefill, text=prefill.text[cut:], start=prefill.watched)]
+
+
 def _describe(buffers: _Buffers, prefills: Sequence[Prefill]) -> bytes:
     """Writes down what prompts are consumed; returns their bytes, which the core will read."""
     buffers.round.prefills = len(prefills)
@@ -218,7 +244,7 @@ def _describe(buffers: _Buffers, prefills: Sequence[Prefill]) -> bytes:
         buffers.prefill_slot[index], buffers.prefill_start[index] = prefill.slot, prefill.start
         buffers.prefill_size[index] = len(prefill.text)
         buffers.prefill_scored[index] = prefill.following is not None
-        buffers.prefill_watched[index] = prefill.watched
+        buffers.prefill_watched[index] = -1 if prefill.watched is None else prefill.watched
     text = b"".join(prefill.text for prefill in prefills)
     buffers.round.prompt = ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p) if text else None
     return text

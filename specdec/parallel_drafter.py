@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specdec.cell import Cell, normed
 from specdec.config import LONGEST_DRAFT
-from specdec.drafter import Picker
+from specdec.drafter import ALL, Picker
 from specdec.layers import wide
 from specdec.packed import SLACK, MakeStack, PackedStack, pack_linear
 from specdec.parallel_prophet import ParallelProphet
@@ -41,7 +41,7 @@ class ParallelDrafter:
     `context` is the most bytes of a slot's text.
     """
 
-    longest = LONGEST_DRAFT
+    longest, memory = LONGEST_DRAFT, ALL
 
     def __init__(
         self,

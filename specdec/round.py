@@ -67,7 +67,8 @@ class Decode:
 class Prefill:
     """Prompt bytes that one slot consumes from index `start` on; nothing is sampled.
 
-    `following` are the prompt's bytes one further, if their log-probabilities are wanted.
+    `following` are the prompt's bytes one further, if their log-probabilities are wanted.  The
+    drafter is told of the places from `watched` on, if any.
     """
 
     slot: int
@@ -75,7 +76,7 @@ class Prefill:
     start: int
     following: bytes | None = None
     alternatives: int = 0
-    watched: bool = False
+    watched: int | None = None
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def run_round(
         if prefill.following is not None:
             following = torch.tensor(list(prefill.following), device=logits.device)
             scored[-1] = logprobs_of(logits[rows][None], following[None], prefill.alternatives)
-        if drafter is not None and prefill.watched:
+        if drafter is not None and prefill.watched is not None:
             slot, start, advance = (
                 consumed.new_full((1,), n) for n in (prefill.slot, prefill.start, len(consumed))
             )

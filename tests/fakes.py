@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specdec.attention import Groups
-from specdec.drafter import Picker
+from specdec.drafter import ALL, Picker
 
 WIDTH = 4
 """Width of the fake's hidden states."""
@@ -95,7 +95,7 @@ GUESSES = (always_right, always_wrong, sometimes_right, stubborn, ending)
 class FakeDrafter:
     """Drafts by a `Guess`, and checks all that it is told of the model's states."""
 
-    longest = 16
+    longest, memory = 16, ALL
 
     def __init__(self, model: HashModel, guess: Guess) -> None:
         self.model, self.guess = model, guess

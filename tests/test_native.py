@@ -21,7 +21,7 @@ from specdec.decoder import Job, Output, generate
 from specdec.invariance import measure_invariance
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library
-from specdec.native_round import _Buffers
+from specdec.native_round import MEMORY, NativeDrafter, _Buffers
 from specdec.native_stack import NativeModel
 from specdec.noise import gumbel
 from specdec.packed import PackedModel
@@ -507,3 +507,39 @@ def test_a_row_of_no_numbers_spoils_no_other() -> None:
         _, logits = passes.stack.forward(spoiled, slot, place, place)
         assert logits[1].isnan().all()
         assert torch.equal(logits[[0, 2]], sound[[0, 2]])
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_prophet_is_told_of_the_end_of_a_prompt_however_that_is_consumed(parallel: bool) -> None:
+    model = tiny_model(context=400)
+    # one that goes by what it has seen, and is right now and then
+    prophet = tiny_prophet(model, parallel=parallel)
+    decoder = build_decoder(
+        model, prophet, slots=3, device=CPU, dtype=torch.float32, kernels="native"
+    )
+    assert isinstance(decoder.drafter, NativeDrafter)
+    assert decoder.drafter.memory == (MEMORY if parallel else 2)
+    prompt = bytes(range(7, 207))
+    job = Job(prompt, 180, SamplingParams(temperature=2.0), 3, 5)
+    decoder.open(1, Job(b"other" * 6, 60, SamplingParams(), 4, 5))  # leaves something behind
+    while size := min(100, decoder.to_prefill(1)):
+        decoder.step({}, {1: size})
+    decoder.close(1)
+    for slot, chunk in ((0, 128), (1, 11), (2, 0)):
+        decoder.open(slot, job)
+        if not chunk:
+            decoder.fork(0, slot)
+        while size := min(chunk, decoder.to_prefill(slot)):
+            decoder.step({}, {slot: size})
+    tries: dict[int, list[tuple[int, int]]] = {slot: [] for slot in range(3)}
+    output = dict.fromkeys(range(3), b"")
+    while len(output[0]) < 180:
+        for slot, result in decoder.step(dict.fromkeys(range(3), 5)).items():
+            tries[slot].append((result.drafted, result.accepted))
+            output[slot] += result.output
+    assert tries[0] == tries[1] == tries[2]
+    assert sum(accepted for _, accepted in tries[0]) > 5
+    for slot in range(3):
+        decoder.close(slot)
+    (base,) = generate(decoder, [replace(job, draft_length=0)])
+    assert set(output.values()) == {base.output}

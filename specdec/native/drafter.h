@@ -14,11 +14,12 @@
 namespace specdec {
 
 // Rows of a pass that were committed: `count` of them from `at` on belong to `slot`, at places from
-// `start` on.  The first needs no telling where the prophet has drafted from it.
+// `start` on.  The first needs no telling where the prophet has drafted from it; where a text `begins`
+// with it the prophet forgets what it knew of the slot.
 struct Committed {
     int64_t slot, start;
     int at, count;
-    bool drafted;
+    bool drafted, begins;
 };
 
 // A row to draft for: its last byte and that byte's place.
@@ -88,7 +89,8 @@ template <class W> class Inputs {
 };
 
 // Committed places are written into the block's cache when they are first needed, by the pass that
-// drafts: a row that decodes plainly pays a copy of its state for them.
+// drafts: a row that decodes plainly pays a copy of its state for them.  Places count from the first of
+// which it was told, as if the text began there.
 template <class W> class ParallelDrafter : public Drafter {
    public:
     ParallelDrafter(Stack& stack, int slots, int model_width, const float* embedding,
@@ -96,7 +98,8 @@ template <class W> class ParallelDrafter : public Drafter {
         : stack_(stack), model_width_(model_width), width_(stack.width()),
           inputs_(model_width, width_, embedding, projection, missing, 1),
           cell_(width_, cell),
-          states_(size_t(slots) * model_width, 0.0f), kept_(states_), pending_(slots) {}
+          states_(size_t(slots) * model_width, 0.0f), kept_(states_), origin_(slots, 0),
+          pending_(slots) {}
 
     void observe(Team& team, const std::vector<Committed>& rows, const float* hidden,
                  const int64_t* tokens) override {
@@ -104,10 +107,13 @@ template <class W> class ParallelDrafter : public Drafter {
         full_.clear();
         for (const Committed& row : rows) {
             Pending& pending = pending_[row.slot];
-            if (row.start == 0) pending.clear();  // what the slot held before is another text's
+            if (row.begins) {
+                pending.clear();  // what the slot held before is another text's
+                origin_[row.slot] = row.start;
+            }
             for (int i = row.drafted; i < row.count; ++i)
                 pending.add(i ? hidden + size_t(row.at + i - 1) * model_width_ : state(row.slot),
-                            model_width_, row.start + i, tokens[row.at + i]);
+                            model_width_, row.start - origin_[row.slot] + i, tokens[row.at + i]);
             std::copy_n(hidden + size_t(row.at + row.count - 1) * model_width_, model_width_,
                         state(row.slot));
             if (pending.bytes.size() >= MOST_PENDING) full_.push_back(row.slot);
@@ -122,7 +128,7 @@ template <class W> class ParallelDrafter : public Drafter {
         for (int r = 0; r < count; ++r) {
             std::copy_n(state(rows[r].slot), model_width_, &before_[size_t(r) * model_width_]);
             slot_[r] = rows[r].slot;
-            place_[r] = rows[r].place;
+            place_[r] = rows[r].place - origin_[rows[r].slot];
             bytes_[r] = rows[r].last;
         }
         int n = count;
@@ -163,6 +169,7 @@ template <class W> class ParallelDrafter : public Drafter {
         }
         std::copy_n(kept(source), model_width_, state(target));
         pending_[target].clear();
+        origin_[target] = origin_[source];
     }
 
    private:
@@ -243,6 +250,7 @@ template <class W> class ParallelDrafter : public Drafter {
     Inputs<W> inputs_;
     Cell<W> cell_;
     std::vector<float> states_, kept_;  // the model's at each slot's last place
+    std::vector<int64_t> origin_;       // where the text that it knows of each slot begins
     std::vector<Pending> pending_;
     std::vector<float> before_, x_, y_, logits_, products_;
     std::vector<int64_t> slot_, place_, bytes_, full_;

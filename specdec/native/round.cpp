@@ -29,7 +29,8 @@ struct Round {
     const int64_t* lookup;  // [rows, tiers]: drafts to take from the text instead where it matches
     int64_t prefills;  // those whose logits are wanted first, then those that the drafter watches
     const int64_t *prefill_slot, *prefill_start, *prefill_size;
-    const uint8_t *prefill_scored, *prefill_watched;
+    const uint8_t* prefill_scored;
+    const int64_t* prefill_watched;  // places from which on the drafter is told, -1: of none
     const uint8_t* prompt;  // the prefills' bytes, one behind the other
     uint8_t* tokens;        // [rows, MOST_ROUNDS * (longest + 1)], of which `count` [rows] hold
     int64_t* count;
@@ -103,7 +104,7 @@ class Model {
                 add(slot, place, *byte);
             }
             if (round.prefill_scored[p]) scored = int(tokens_.size());
-            if (round.prefill_scored[p] || round.prefill_watched[p]) finished = int(tokens_.size());
+            if (round.prefill_scored[p] || round.prefill_watched[p] >= 0) finished = int(tokens_.size());
         }
         int all = int(tokens_.size()), width = stack_.width();
         x_.resize(std::max(x_.size(), size_t(all) * width));
@@ -120,9 +121,11 @@ class Model {
         int at = judged;
         for (int p = 0; p < round.prefills; ++p) {
             int size = int(round.prefill_size[p]);
-            if (round.prefill_watched[p])
-                committed_.push_back(
-                    {round.prefill_slot[p], round.prefill_start[p], at, size, false});
+            int64_t start = round.prefill_start[p], from = round.prefill_watched[p];
+            int before = from < 0 ? size : int(std::max<int64_t>(0, from - start));
+            if (before < size)
+                committed_.push_back({round.prefill_slot[p], start + before, at + before, size - before,
+                                      false, start <= from});
             at += size;
         }
         if (drafter && !committed_.empty())
@@ -210,7 +213,8 @@ class Model {
         slots.length[slot] = m + count;
         slots.last[slot] = chosen[count - 1];
         bool drafted = gamma && tier_[r] < 0;
-        if (round.watched[r]) committed_.push_back({slot, m, first_[r], int(count), drafted});
+        if (round.watched[r])
+            committed_.push_back({slot, m, first_[r], int(count), drafted, m == 0});
     }
 
     Stack& stack_;
