@@ -543,3 +543,20 @@ def test_a_prophet_is_told_of_the_end_of_a_prompt_however_that_is_consumed(paral
         decoder.close(slot)
     (base,) = generate(decoder, [replace(job, draft_length=0)])
     assert set(output.values()) == {base.output}
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_text_of_one_byte_is_drafted_for_whatever_the_slot_held(parallel: bool) -> None:
+    model = tiny_model(context=400)
+    prophet = tiny_prophet(model, parallel=parallel)
+    job = Job(b"x", 100, SamplingParams(temperature=2.0), 3, 5)
+    seen = []
+    for before in ([], [Job(bytes(range(200)), 150, SamplingParams(), 4, 5)]):
+        decoder = build_decoder(
+            model, prophet, slots=1, device=CPU, dtype=torch.float32, kernels="native"
+        )
+        for other in before:
+            generate(decoder, [other])
+        (output,) = generate(decoder, [job])
+        seen.append((output.output, output.rounds))
+    assert seen[0] == seen[1]

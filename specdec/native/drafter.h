@@ -107,10 +107,7 @@ template <class W> class ParallelDrafter : public Drafter {
         full_.clear();
         for (const Committed& row : rows) {
             Pending& pending = pending_[row.slot];
-            if (row.begins) {
-                pending.clear();  // what the slot held before is another text's
-                origin_[row.slot] = row.start;
-            }
+            if (row.begins) begin(row.slot, row.start);
             for (int i = row.drafted; i < row.count; ++i)
                 pending.add(i ? hidden + size_t(row.at + i - 1) * model_width_ : state(row.slot),
                             model_width_, row.start - origin_[row.slot] + i, tokens[row.at + i]);
@@ -123,7 +120,10 @@ template <class W> class ParallelDrafter : public Drafter {
 
     void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) override {
         int count = int(rows.size()), total = count;
-        for (const Wanted& row : rows) total += int(pending_[row.slot].bytes.size());
+        for (const Wanted& row : rows) {
+            if (row.place == 0) begin(row.slot, 0);  // of its one byte nothing was told yet
+            total += int(pending_[row.slot].bytes.size());
+        }
         grow(total);
         for (int r = 0; r < count; ++r) {
             std::copy_n(state(rows[r].slot), model_width_, &before_[size_t(r) * model_width_]);
@@ -191,6 +191,12 @@ template <class W> class ParallelDrafter : public Drafter {
             bytes.clear();
         }
     };
+
+    // What the slot held before is another text's.
+    void begin(int64_t slot, int64_t place) {
+        pending_[slot].clear();
+        origin_[slot] = place;
+    }
 
     float* state(int64_t slot) { return &states_[size_t(slot) * model_width_]; }
     float* kept(int64_t slot) { return &kept_[size_t(slot) * model_width_]; }
