@@ -38,8 +38,8 @@ _OUTPUT, _TRIES = MOST_ROUNDS * (LONGEST_DRAFT + 1), MOST_ROUNDS * len(Try._fiel
 
 
 MEMORY = 32
-"""Bytes of a prompt that a parallel prophet is told of: more let it guess no better, and the model's
-last block has to compute them for it."""
+"""Bytes of a prompt that a parallel prophet is told of: more let it guess no better, and the
+model's last block has to compute them for it."""
 
 
 class NativeDrafter:
