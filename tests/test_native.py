@@ -515,7 +515,7 @@ def test_a_prophet_is_told_of_the_end_of_a_prompt_however_that_is_consumed(paral
     # one that goes by what it has seen, and is right now and then
     prophet = tiny_prophet(model, parallel=parallel)
     decoder = build_decoder(
-        model, prophet, slots=3, device=CPU, dtype=torch.float32, kernels="native"
+        model, prophet, slots=4, device=CPU, dtype=torch.float32, kernels="native"
     )
     assert isinstance(decoder.drafter, NativeDrafter)
     assert decoder.drafter.memory == (MEMORY if parallel else 2)
@@ -525,21 +525,22 @@ def test_a_prophet_is_told_of_the_end_of_a_prompt_however_that_is_consumed(paral
     while size := min(100, decoder.to_prefill(1)):
         decoder.step({}, {1: size})
     decoder.close(1)
-    for slot, chunk in ((0, 128), (1, 11), (2, 0)):
-        decoder.open(slot, job)
+    scored = replace(job, logprobs=0, score_prompt=True)
+    for slot, chunk in ((0, 128), (1, 11), (2, 0), (3, 128)):
+        decoder.open(slot, scored if slot == 3 else job)
         if not chunk:
             decoder.fork(0, slot)
         while size := min(chunk, decoder.to_prefill(slot)):
             decoder.step({}, {slot: size})
-    tries: dict[int, list[tuple[int, int]]] = {slot: [] for slot in range(3)}
-    output = dict.fromkeys(range(3), b"")
+    tries: dict[int, list[tuple[int, int]]] = {slot: [] for slot in range(4)}
+    output = dict.fromkeys(range(4), b"")
     while len(output[0]) < 180:
-        for slot, result in decoder.step(dict.fromkeys(range(3), 5)).items():
+        for slot, result in decoder.step(dict.fromkeys(range(4), 5)).items():
             tries[slot].append((result.drafted, result.accepted))
             output[slot] += result.output
-    assert tries[0] == tries[1] == tries[2]
+    assert tries[0] == tries[1] == tries[2] == tries[3]
     assert sum(accepted for _, accepted in tries[0]) > 5
-    for slot in range(3):
+    for slot in range(4):
         decoder.close(slot)
     (base,) = generate(decoder, [replace(job, draft_length=0)])
     assert set(output.values()) == {base.output}
