@@ -23,7 +23,7 @@ class Recorder:
     """A drafter, steered: it notes its logits and drafts the bytes it is given."""
 
     def __init__(self, drafter: Drafter) -> None:
-        self.drafter, self.longest = drafter, drafter.longest
+        self.drafter, self.longest, self.memory = drafter, drafter.longest, drafter.memory
         self.observe, self.keep, self.copy = drafter.observe, drafter.keep, drafter.copy
 
     def script(self, text: bytes, wrong_at: list[int]) -> None:
