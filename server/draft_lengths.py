@@ -240,7 +240,8 @@ class DraftLengths:
                 row.rest()
             return
         count = len(rows) + len(fixed)
-        shares = self._shares(count)
+        watched = sum(row.cases[USUAL].most > 0 for row in rows) + sum(n > 0 for n in fixed)
+        shares = self._shares(count, watched)
         beside = sum(self._costs.seconds(count, gamma) for gamma in fixed) / count
         # what fixed rows will yield is not known here; they draft as others do
         usual = self._usual[USUAL].expected()
@@ -275,11 +276,10 @@ class DraftLengths:
             looked_for = {index for row in rows for index in row.looked_for}
             self._met = [n / 2 if index in looked_for else n for index, n in enumerate(self._met)]
 
-    def _shares(self, count: int) -> Shares:
-        """Of one row among so many."""
-        drafted = self._costs.shares(count)
-        looked_up = self._costs.shares(count, looked_up=True)
-        del looked_up[0]
+    def _shares(self, count: int, drafting: int) -> Shares:
+        """Of one row among so many, of which the prophet may draft for some."""
+        drafted = self._costs.shares(count, drafting)
+        looked_up = self._costs.lookup_shares(count)
         # what could not pay if all of it were right is not looked for
         if not any((g + 1) * drafted[0] > seconds for g, seconds in looked_up.items()):
             looked_up = {}

@@ -51,19 +51,24 @@ class RoundCosts:
             1 + (table.lately.at(table.added(rows, gamma)) if gamma else 0.0)
         )
 
-    def shares(self, rows: int, *, looked_up: bool = False) -> dict[int, float]:
-        """A row's share of those seconds, by every length that was measured.
+    def shares(self, rows: int, drafting: int = 0) -> dict[int, float]:
+        """A row's share of those seconds, by every length that was measured of a prophet's drafts.
 
-        A prophet drafts for all rows at once; what is looked up is found for a row now and then,
-        which pays for that round alone.
+        A prophet drafts for all at once: the `drafting` rows for which it may bear what that adds.
         """
-        table, plain = self._kinds[looked_up], self.plain(rows)
-        among = rows if looked_up else 1
-        shares = {0: plain / rows}
-        for gamma in table.lengths[1:]:
-            more = table.lately.at(table.added(rows, gamma) / among)
-            shares[gamma] = plain * (1 + among * more) / rows
-        return shares
+        plain, drafting = self.plain(rows), drafting or rows
+        lengths = self.lengths[1:]
+        more = {gamma: (self.seconds(rows, gamma) - plain) / drafting for gamma in lengths}
+        return {0: plain / rows} | {gamma: plain / rows + more[gamma] for gamma in lengths}
+
+    def lookup_shares(self, rows: int) -> dict[int, float]:
+        """The same of drafts that are looked up: they are found for a row now and then, which pays
+        for that round alone."""
+        table, plain = self._kinds[True], self.plain(rows)
+        return {
+            gamma: plain / rows + plain * table.lately.at(table.added(rows, gamma) / rows)
+            for gamma in table.lengths[1:]
+        }
 
     def plain(self, rows: int) -> float:
         """What plain rounds of so many rows took lately, or until there were a few should take."""

@@ -448,14 +448,31 @@ def test_prices_are_learned_from_rounds_that_fit_among_others_that_do_not() -> N
 def test_a_row_pays_for_what_is_looked_up_for_it_alone() -> None:
     """Its round is 0.5 longer, not a quarter of what four that draft make it."""
     costs = RoundCosts({(4, 0): 1.0}, {(4, gamma): 1 + 0.2 * gamma for gamma in (1, 4, 16)})
-    assert costs.shares(4, looked_up=True)[1] == pytest.approx(0.25 + 0.2 / 4)
+    assert costs.lookup_shares(4)[1] == pytest.approx(0.25 + 0.2 / 4)
     for _ in range(200):
         costs.observe([(Try(1, 1, 0), PLAIN, PLAIN, PLAIN)], [1.5])
         costs.observe([(Try(4, 1, 0), PLAIN, PLAIN, PLAIN)], [1.65])
-    shares = costs.shares(4, looked_up=True)
-    assert shares[0] == 0.25
+    shares = costs.lookup_shares(4)
+    assert costs.shares(4)[0] == 0.25
     assert shares[1] == pytest.approx(0.25 + 0.5, abs=0.03)
     assert shares[4] == pytest.approx(0.25 + 0.65, abs=0.05)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_prophet_that_may_draft_for_one_of_many_is_paid_by_that_one(alone: bool) -> None:
+    """A round of four is half as long again where it drafts: too much for one row's bytes."""
+
+    def cost(rows: int, gamma: int) -> float:
+        return 1 + 0.125 * rows * (gamma > 0)
+
+    lengths = DraftLengths(measured(cost, rows=(1, 4)), longest=16)
+    for slot in range(4):
+        lengths.enter(slot, 0 if alone and slot else 1)
+    simulation = Simulation(cost, [0.9] * 4)
+    simulation.rate(lambda: lengths.plan([]).lengths, 400, lengths)
+    assert lengths.plan([]).lengths == dict.fromkeys(range(4), 0 if alone else 1)
+    assert lengths._costs.shares(4, 1)[1] == pytest.approx(0.25 + 0.5, abs=0.1)
+    assert lengths._costs.shares(4)[1] == pytest.approx(0.25 + 0.5 / 4, abs=0.1)
 
 
 def test_rows_that_never_draft_earn_nothing_for_those_that_do() -> None:
