@@ -29,7 +29,8 @@ class Acceptance:
 
     def observe(self, drafted: int, accepted: int, times: int = 1) -> None:
         """In so many rounds."""
-        forget, self._chances = self._forget**times, []
+        forget = self._forget**times
+        self._chances = []
         for k in range(min(accepted + 1, drafted)):
             self._tried[k] = self._tried[k] * forget + times
             self._kept[k] = self._kept[k] * forget + times * (k < accepted)

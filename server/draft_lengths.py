@@ -121,8 +121,8 @@ class DraftLengths:
         if not self._rows:
             return Drafts({}, {})
         count = len(self._rows) + len(fixed)
-        among = 2 * self._among < 3 * count < 5 * self._among  # about as many as when last decided
-        if not self._decided or self._age >= self._wait or not among:
+        as_many = 2 * self._among < 3 * count < 5 * self._among  # about, as when it was decided
+        if not self._decided or self._age >= self._wait or not as_many:
             self._among = count
             # soon again at first: what was measured may be far off
             most = self.EVERY + 8 * len(self._rows)

@@ -119,7 +119,7 @@ class Ledger:
 
 def _drafting(results: Sequence[RowResult]) -> int:
     """In how many rounds one of these rows drafted."""
-    if len(results) == 1:
+    if len(results) == 1:  # which has them added up already
         return sum(times for tried, times in results[0].tally.items() if tried.drafted)
     them = zip(*(result.rounds for result in results), strict=True)
     return sum(any(tried.drafted for tried in row) for row in them)

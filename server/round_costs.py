@@ -44,9 +44,10 @@ class RoundCosts:
         """Those that were measured of drafts that are looked up, 0 among them."""
         return self._kinds[True].lengths
 
-    def seconds(self, rows: int, gamma: int, *, looked_up: bool = False) -> float:
-        """Between what was measured linear, outside in proportion to the last two."""
-        table = self._kinds[looked_up]
+    def seconds(self, rows: int, gamma: int) -> float:
+        """Of rounds that a prophet drafts for.  Between what was measured linear, outside in
+        proportion to the last two."""
+        table = self._kinds[False]
         return self.plain(rows) * (
             1 + (table.lately.at(table.added(rows, gamma)) if gamma else 0.0)
         )

@@ -349,8 +349,16 @@ class Scheduler:
         patience = min((row.patience_s for row in rows.values()), default=math.inf)
         span = max(SPAN_S, min(patience, LONGEST_SPAN_S, self._no_deadline_before - now))
         return Plan(
-            *(closing, tuple(opening), tuple(forks), drafts, chunks),
-            *(chosen, lookups, rows, rounds, span),
+            close=closing,
+            open=tuple(opening),
+            forks=tuple(forks),
+            drafts=drafts,
+            chunks=chunks,
+            chosen=chosen,
+            lookups=lookups,
+            rows=rows,
+            rounds=rounds,
+            span_s=span,
         )
 
     def _find_leader(self, row: _Row, free: list[int]) -> int:

@@ -132,16 +132,10 @@ class _Buffers:
         self.round = _Round()
         integers, octets = ctypes.c_int64 * state.slots, ctypes.c_uint8 * state.slots
         self.slot, self.gamma, self.watched = integers(), integers(), octets()
-        parts = 2 * state.slots
-        self.prefill_slot, self.prefill_start = (
-            (ctypes.c_int64 * parts)(),
-            (ctypes.c_int64 * parts)(),
-        )
-        self.prefill_size, self.prefill_watched = (
-            (ctypes.c_int64 * parts)(),
-            (ctypes.c_int64 * parts)(),
-        )
-        self.prefill_scored = (ctypes.c_uint8 * parts)()
+        parts = ctypes.c_int64 * (2 * state.slots)  # see `_parts`
+        self.prefill_slot, self.prefill_start = parts(), parts()
+        self.prefill_size, self.prefill_watched = parts(), parts()
+        self.prefill_scored = (ctypes.c_uint8 * (2 * state.slots))()
         self.lookup = (ctypes.c_int64 * (state.slots * len(TIERS)))()
         self.tokens = (ctypes.c_uint8 * (state.slots * _OUTPUT))()
         self.count, self.done, self.ended = integers(), (ctypes.c_int64 * 1)(), octets()

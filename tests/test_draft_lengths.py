@@ -410,7 +410,7 @@ def test_plain_rounds_among_others_are_no_yardstick() -> None:
     for _ in range(3000):
         costs.observe(rounds, [1.4, *[1.3] * 4])
     assert costs.plain(1) == 1.0
-    assert costs.seconds(1, 4, looked_up=True) == pytest.approx(1.4 + 4 * 0.3, abs=0.1)
+    assert costs.lookup_shares(1)[4] == pytest.approx(1.4 + 4 * 0.3, abs=0.1)
 
 
 def test_a_machine_that_changes_its_pace_changes_no_price() -> None:
@@ -419,7 +419,7 @@ def test_a_machine_that_changes_its_pace_changes_no_price() -> None:
     for turn in range(200):
         pace = 1.3 if turn % 2 else 0.7
         costs.observe(rounds, [1.4 * pace, *[pace] * 4])
-    assert costs.seconds(1, 4, looked_up=True) == pytest.approx(1.4, abs=0.05)
+    assert costs.lookup_shares(1)[4] == pytest.approx(1.4, abs=0.05)
 
 
 def test_a_row_that_may_draft_less_than_the_others_takes_a_length_that_has_a_price() -> None:
@@ -441,7 +441,8 @@ def test_prices_are_learned_from_rounds_that_fit_among_others_that_do_not() -> N
     rounds = [(Try(4, 4, 0), Try(4, 0, 1)), (Try(4, 1), PLAIN), (Try(4, 1), Try(4, 2))]
     for _ in range(200):
         costs.observe(rounds, [2.0, 9.0, 3.0])
-    assert costs.seconds(2, 4, looked_up=True) == pytest.approx(2.0, abs=0.1)
+    looked_up = costs._kinds[True]
+    assert looked_up.lately.at(looked_up.added(2, 4)) == pytest.approx(2.0 - 1.0, abs=0.1)
     assert costs.seconds(2, 4) == pytest.approx(3.0, abs=0.2)
 
 
