@@ -50,7 +50,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "specdec_autoregressive": (_POINTER, [_POINTER] + [_INT] * 4 + [_POINTER] * 3),
     "specdec_drafter_free": (None, [_POINTER]),
     "specdec_drafter_keep": (None, [_POINTER, _INT]),
-    "specdec_drafter_copy": (None, [_POINTER] + [_INT] * 3),
+    "specdec_drafter_copy": (None, [_POINTER, _INT, _INT]),
     "specdec_round": (None, [_POINTER] * 5),
     "specdec_choose": (
         None,

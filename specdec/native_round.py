@@ -39,7 +39,7 @@ _OUTPUT, _TRIES = MOST_ROUNDS * (LONGEST_DRAFT + 1), MOST_ROUNDS * len(Try._fiel
 
 MEMORY = 32
 """Bytes of a prompt that a parallel prophet is told of: more let it guess no better, and the
-model's last block has to compute them for it."""
+model's last block has to compute them for it.  As many wait, in drafter.h, while a row rests."""
 
 
 class NativeDrafter:
@@ -84,7 +84,7 @@ class NativeDrafter:
         self._library.specdec_drafter_keep(self.handle, slot)
 
     def copy(self, source: int, target: int, places: int) -> None:
-        self._library.specdec_drafter_copy(self.handle, source, target, places)
+        self._library.specdec_drafter_copy(self.handle, source, target)
 
 
 class _Slots(ctypes.Structure):

@@ -3,6 +3,7 @@
 import ctypes
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from specdec.autoregressive_drafter import AutoregressiveDrafter
 from specdec.build import Kernels, build_decoder, slot_bytes
 from specdec.config import BlockConfig, ModelConfig
 from specdec.decoder import Job, Output, generate
-from specdec.drafter import ALL
 from specdec.invariance import measure_invariance
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library
@@ -215,7 +215,10 @@ PROPHETS = [
 
 @pytest.mark.parametrize("shape", [None, *PROPHETS], ids=str)
 def test_rounds_are_those_of_torch(shape: dict[str, int] | None) -> None:
-    """Bytes, drafts, what was accepted and log-probabilities, for rows of every sort at once."""
+    """Bytes, drafts, what was accepted and log-probabilities, for rows of every sort at once.
+
+    Prompts that are drafted for are short enough for the native prophet to be told of them whole.
+    """
     model = tiny_model()
     prophet = tiny_prophet(model, **shape) if shape else None
     sampled = SamplingParams(temperature=1.0)
@@ -224,9 +227,9 @@ def test_rounds_are_those_of_torch(shape: dict[str, int] | None) -> None:
         Job(b"x", 60, sampled, 1, 5),
         Job(b"xy", 60, sampled, 2, 2, logprobs=2, score_prompt=True),
         Job(b"xyz", 40, adjusted, 3, 16, eos=b"e"[0]),
-        Job(b"longer" * 9, 33, SamplingParams(temperature=0), 4, 5, eos=10),
+        Job(b"longer" * 5, 33, SamplingParams(temperature=0), 4, 5, eos=10),
         Job(b"longer" * 23, 20, adjusted, 5, 0, logprobs=0),
-        Job(b"longer" * 9, 50, sampled, 6, 1),
+        Job(b"longer" * 5, 50, sampled, 6, 1),
         Job(b"scored" * 9, 0, sampled, 7, 0, logprobs=1, score_prompt=True),
         Job(b"\0" * 4, 60, sampled, 8, 0),
     ]
@@ -237,8 +240,6 @@ def test_rounds_are_those_of_torch(shape: dict[str, int] | None) -> None:
         decoder = build_decoder(
             model, prophet, slots=8, device=CPU, dtype=torch.float32, kernels=kernels
         )
-        if decoder.drafter:  # or the native one would know less
-            decoder.drafter.memory = ALL
         figures.append(generate(decoder, jobs, rounds=1))
         assert decoder.state.counts.sum(1)[2] == len(
             b"".join(r.output for r in figures[-1][2].results)
@@ -547,6 +548,42 @@ def test_a_prophet_is_told_of_the_end_of_a_prompt_however_that_is_consumed(paral
         decoder.close(slot)
     (base,) = generate(decoder, [replace(job, draft_length=0)])
     assert set(output.values()) == {base.output}
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("drafted", [0, 9])
+def test_a_row_that_rested_drafts_like_one_that_begins_there(parallel: bool, drafted: int) -> None:
+    """What the prophet knows of it is what it is told of a prompt, whatever it drafted before."""
+    model = tiny_model(context=400)
+    prophet = tiny_prophet(model, parallel=parallel)
+    decoder = build_decoder(
+        model, prophet, slots=3, device=CPU, dtype=torch.float32, kernels="native"
+    )
+    prompt, params = bytes(range(7, 67)), SamplingParams(temperature=2.0)
+
+    def begin(slot: int, prompt: bytes, tokens: int) -> None:
+        decoder.open(slot, Job(prompt, tokens, params, 3, 5))
+        while size := min(50, decoder.to_prefill(slot)):
+            decoder.step({}, {slot: size})
+
+    def rounds(slots: Sequence[int], gamma: int, count: int) -> list[list[tuple[bytes, int]]]:
+        steps = [decoder.step(dict.fromkeys(slots, gamma), rounds=1) for _ in range(count)]
+        return [[(step[slot].output, step[slot].accepted) for step in steps] for slot in slots]
+
+    def text(steps: Sequence[tuple[bytes, int]]) -> bytes:
+        return b"".join(output for output, _ in steps)
+
+    begin(0, prompt, 200)
+    early = rounds([0], 5, drafted)[0]
+    before = text(early + rounds([0], 0, 2 * MEMORY + 3)[0])
+    begin(1, prompt + before, 200 - len(before))
+    rested, begun = rounds([0, 1], 5, 15)
+    assert rested == begun
+    assert sum(accepted for _, accepted in rested) > 3
+    # and its prompt is still kept for others
+    decoder.open(2, Job(prompt, 200, params, 3, 5))
+    decoder.fork(0, 2)
+    assert rounds([2], 5, drafted)[0] == early
 
 
 @pytest.mark.parametrize("parallel", [False, True])

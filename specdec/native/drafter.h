@@ -39,7 +39,7 @@ class Drafter {
     virtual void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) = 0;
     // What a slot knows now is what `copy` will give to others, or to itself, later on.
     virtual void keep(int slot) = 0;
-    virtual void copy(int source, int target, int places) = 0;
+    virtual void copy(int source, int target) = 0;
 
    protected:
     // Draft `step` of rows [0, active), each with logits [256].
@@ -88,51 +88,48 @@ template <class W> class Inputs {
     Linear<W> projection_;
 };
 
-// Committed places are written into the block's cache when they are first needed, by the pass that
-// drafts: a row that decodes plainly pays a copy of its state for them.  Places count from the first of
-// which it was told, as if the text began there.
+// Committed places are written into the block's cache by the pass that drafts: a row that decodes
+// plainly pays a copy of its state for them.  Where more of them wait than `MEMORY`, they and all
+// before are forgotten but for the last, as if the text began with those.
 template <class W> class ParallelDrafter : public Drafter {
    public:
     ParallelDrafter(Stack& stack, int slots, int model_width, const float* embedding,
                     const float* projection, const float* missing, const CellWeights& cell)
         : stack_(stack), model_width_(model_width), width_(stack.width()),
           inputs_(model_width, width_, embedding, projection, missing, 1),
-          cell_(width_, cell),
-          states_(size_t(slots) * model_width, 0.0f), kept_(states_), origin_(slots, 0),
-          pending_(slots) {}
+          cell_(width_, cell), known_(slots, Known(model_width)), kept_(known_) {}
 
-    void observe(Team& team, const std::vector<Committed>& rows, const float* hidden,
+    void observe(Team&, const std::vector<Committed>& rows, const float* hidden,
                  const int64_t* tokens) override {
-        team_ = &team;
-        full_.clear();
         for (const Committed& row : rows) {
-            Pending& pending = pending_[row.slot];
-            if (row.begins) begin(row.slot, row.start);
+            Known& known = known_[row.slot];
+            if (row.begins) known.begin(row.start);
             for (int i = row.drafted; i < row.count; ++i)
-                pending.add(i ? hidden + size_t(row.at + i - 1) * model_width_ : state(row.slot),
-                            model_width_, row.start - origin_[row.slot] + i, tokens[row.at + i]);
+                known.add(i ? hidden + size_t(row.at + i - 1) * model_width_ : known.state.data(),
+                          row.start + i, tokens[row.at + i]);
             std::copy_n(hidden + size_t(row.at + row.count - 1) * model_width_, model_width_,
-                        state(row.slot));
-            if (pending.bytes.size() >= MOST_PENDING) full_.push_back(row.slot);
+                        known.state.data());
         }
-        write(full_);
     }
 
     void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) override {
         int count = int(rows.size()), total = count;
         for (const Wanted& row : rows) {
-            if (row.place == 0) begin(row.slot, 0);  // of its one byte nothing was told yet
-            total += int(pending_[row.slot].bytes.size());
+            Known& known = known_[row.slot];
+            if (row.place == 0) known.begin(0);  // of its one byte nothing was told yet
+            total += known.waiting;
         }
         grow(total);
         for (int r = 0; r < count; ++r) {
-            std::copy_n(state(rows[r].slot), model_width_, &before_[size_t(r) * model_width_]);
-            slot_[r] = rows[r].slot;
-            place_[r] = rows[r].place - origin_[rows[r].slot];
-            bytes_[r] = rows[r].last;
+            const Known& known = known_[rows[r].slot];
+            fill(r, rows[r].slot, known.state.data(), rows[r].place - known.origin, rows[r].last);
         }
         int n = count;
-        for (const Wanted& row : rows) n = take(row.slot, n);
+        for (const Wanted& row : rows) {
+            Known& known = known_[row.slot];
+            for (int64_t place = known.start; known.waiting; --known.waiting, ++place)
+                fill(n++, row.slot, known.before(place), place - known.origin, known.byte(place));
+        }
         team.run([&](int t) { inputs(team, t, total); });
         stack_.forward(team, total, count, count, x_.data(), slot_.data(), place_.data(),
                        place_.data(), y_.data(), logits_.data());
@@ -157,72 +154,51 @@ template <class W> class ParallelDrafter : public Drafter {
         });
     }
 
-    void keep(int slot) override {
-        if (!pending_[slot].bytes.empty()) write({slot});
-        std::copy_n(state(slot), model_width_, kept(slot));
-    }
+    void keep(int slot) override { kept_[slot] = known_[slot]; }
 
-    void copy(int source, int target, int places) override {
-        if (source != target) {
-            stack_.copy(source, target, places);
-            std::copy_n(kept(source), model_width_, kept(target));
-        }
-        std::copy_n(kept(source), model_width_, state(target));
-        pending_[target].clear();
-        origin_[target] = origin_[source];
+    // What is kept of a prompt still waits: the cache holds nothing of it.
+    void copy(int source, int target) override {
+        if (source != target) kept_[target] = kept_[source];
+        known_[target] = kept_[source];
     }
 
    private:
-    static constexpr size_t MOST_PENDING = 32;  // places of a slot
+    static constexpr int MEMORY = 32;  // places; more let the prophet guess no better
 
-    // Places that the cache does not hold yet: the model's states before them, and their bytes.
-    struct Pending {
-        std::vector<float> before;
-        std::vector<int64_t> places, bytes;
+    // Of a slot: where the text begins that the prophet knows of, and its last places that wait to be
+    // written into the cache, with the model's states before them; the state at the last one.
+    struct Known {
+        explicit Known(int width) : state(width), states(size_t(width) * MEMORY), bytes(MEMORY) {}
 
-        void add(const float* state, int width, int64_t place, int64_t byte) {
-            before.insert(before.end(), state, state + width);
-            places.push_back(place);
-            bytes.push_back(byte);
+        // What the slot held before is another text's.
+        void begin(int64_t place) {
+            origin = place;
+            waiting = 0;
         }
-        void clear() {
-            before.clear();
-            places.clear();
-            bytes.clear();
+        void add(const float* before, int64_t place, int64_t byte) {
+            if (!waiting) start = place;
+            if (waiting == MEMORY) {
+                origin = ++start;
+                --waiting;
+            }
+            std::copy_n(before, state.size(), &states[place % MEMORY * state.size()]);
+            bytes[place % MEMORY] = byte;
+            ++waiting;
         }
+        const float* before(int64_t place) const { return &states[place % MEMORY * state.size()]; }
+        int64_t byte(int64_t place) const { return bytes[place % MEMORY]; }
+
+        int64_t origin = 0, start = 0;  // `waiting` places wait from `start` on
+        int waiting = 0;
+        std::vector<float> state, states;
+        std::vector<int64_t> bytes;
     };
 
-    // What the slot held before is another text's.
-    void begin(int64_t slot, int64_t place) {
-        pending_[slot].clear();
-        origin_[slot] = place;
-    }
-
-    float* state(int64_t slot) { return &states_[size_t(slot) * model_width_]; }
-    float* kept(int64_t slot) { return &kept_[size_t(slot) * model_width_]; }
-
-    // The pending places of a slot as rows from `n` on; where the next row is.
-    int take(int64_t slot, int n) {
-        Pending& pending = pending_[slot];
-        std::copy(pending.before.begin(), pending.before.end(), &before_[size_t(n) * model_width_]);
-        for (size_t i = 0; i < pending.bytes.size(); ++i, ++n) {
-            slot_[n] = slot;
-            place_[n] = pending.places[i];
-            bytes_[n] = pending.bytes[i];
-        }
-        pending.clear();
-        return n;
-    }
-
-    // Writes the pending places of these slots into the cache.
-    void write(const std::vector<int64_t>& slots) {
-        int total = 0, n = 0;
-        for (int64_t slot : slots) total += int(pending_[slot].bytes.size());
-        if (!total) return;
-        grow(total);
-        for (int64_t slot : slots) n = take(slot, n);
-        team_->run([&](int t) { inputs(*team_, t, total); });
-        stack_.remember(*team_, total, x_.data(), slot_.data(), place_.data());
+    void fill(int row, int64_t slot, const float* before, int64_t place, int64_t byte) {
+        std::copy_n(before, model_width_, &before_[size_t(row) * model_width_]);
+        slot_[row] = slot;
+        place_[row] = place;
+        bytes_[row] = byte;
     }
 
     // The block's inputs x [rows, P] from states before and bytes.
@@ -255,12 +231,9 @@ template <class W> class ParallelDrafter : public Drafter {
     int model_width_, width_;
     Inputs<W> inputs_;
     Cell<W> cell_;
-    std::vector<float> states_, kept_;  // the model's at each slot's last place
-    std::vector<int64_t> origin_;       // where the text that it knows of each slot begins
-    std::vector<Pending> pending_;
+    std::vector<Known> known_, kept_;
     std::vector<float> before_, x_, y_, logits_, products_;
-    std::vector<int64_t> slot_, place_, bytes_, full_;
-    Team* team_ = nullptr;
+    std::vector<int64_t> slot_, place_, bytes_;
 };
 
 template <class W> class AutoregressiveDrafter : public Drafter {
@@ -315,7 +288,7 @@ template <class W> class AutoregressiveDrafter : public Drafter {
 
     void keep(int slot) override { std::copy_n(ring_of(slot), ring_size(), kept_of(slot)); }
 
-    void copy(int source, int target, int) override {
+    void copy(int source, int target) override {
         if (source != target) std::copy_n(kept_of(source), ring_size(), kept_of(target));
         std::copy_n(kept_of(source), ring_size(), ring_of(target));
     }

@@ -306,9 +306,8 @@ void* specdec_autoregressive(void* stack, int half, int slots, int model_width, 
 }
 void specdec_drafter_free(void* drafter) { delete static_cast<Drafter*>(drafter); }
 void specdec_drafter_keep(void* drafter, int slot) { static_cast<Drafter*>(drafter)->keep(slot); }
-
-void specdec_drafter_copy(void* drafter, int source, int target, int places) {
-    static_cast<Drafter*>(drafter)->copy(source, target, places);
+void specdec_drafter_copy(void* drafter, int source, int target) {
+    static_cast<Drafter*>(drafter)->copy(source, target);
 }
 
 void specdec_round(void* model, void* drafter, void* team, const SpecdecSlots* slots,

@@ -35,9 +35,6 @@ class Stack {
     virtual void forward(Team& team, int rows, int finished, int scored, const float* x,
                          const int64_t* slot, const int64_t* position, const int64_t* index,
                          float* hidden, float* logits) = 0;
-    // Keys and values of the first block alone, at the places given.
-    virtual void remember(Team& team, int rows, const float* x, const int64_t* slot,
-                          const int64_t* place) = 0;
     // Logits of normed rows, the share of thread t.
     virtual void score(int t, int threads, int rows, const float* x, int ldx, float* logits) const = 0;
     virtual void copy(int source, int target, int places) = 0;
@@ -100,25 +97,6 @@ template <class W, class V, class C> class StackOf : public Stack {
         });
     }
 
-    void remember(Team& team, int rows, const float* input, const int64_t* slot,
-                  const int64_t* place) override {
-        reserve(rows, team.size());
-        const Block& b = blocks_[0];
-        int width = int(s_.width), first = int(s_.heads * s_.head) / PAIR;
-        team.run([&](int t) {
-            Span mine = share(rows, t, team.size());
-            for (int r = mine.begin; r < mine.end; ++r)
-                normalize(input + size_t(r) * width, b.attention_norm.data(), eps_, width,
-                          &normed_[size_t(r) * width_ld_]);
-            team.barrier();
-            Span out = share(b.qkv.blocks() - first, t, team.size());
-            b.qkv.template run<false>(normed_.data(), width_ld_, rows, qkv_.data(), qkv_ld_,
-                                      first + out.begin, first + out.end);
-            team.barrier();
-            arrange(share(rows * int(s_.kv_heads), t, team.size()), 0, rows, false, slot, place, place);
-        });
-    }
-
     void score(int t, int threads, int rows, const float* x, int ldx, float* logits) const override {
         Span out = share(head_.blocks(), t, threads);
         head_.template run<false>(x, ldx, rows, logits, int(s_.vocabulary), out.begin, out.end);
@@ -170,19 +148,18 @@ template <class W, class V, class C> class StackOf : public Stack {
         for (; i < s_.head; ++i) put(at, i, value[i]);
     }
 
-    // Turns queries (if wanted) and keys of the rows and puts keys and values away; `mine` counts key
+    // Turns queries and keys of the rows and puts keys and values away; `mine` counts key
     // heads of rows, head by head: places side by side share cache lines, which should stay with a
     // thread.
-    void arrange(Span mine, int layer, int rows, bool queries, const int64_t* slot,
-                 const int64_t* position, const int64_t* index) {
+    void arrange(Span mine, int layer, int rows, const int64_t* slot, const int64_t* position,
+                 const int64_t* index) {
         int head = int(s_.head), heads = int(s_.heads), kv_heads = int(s_.kv_heads);
         for (int unit = mine.begin; unit < mine.end; ++unit) {
             int h = unit / rows, r = unit % rows, groups = heads / kv_heads;
             float* row = &qkv_[size_t(r) * qkv_ld_];
             const float* cos = &cos_[position[r] * head];
             const float* sin = &sin_[position[r] * head];
-            if (queries)
-                for (int g = 0; g < groups; ++g) turn(row + (h * groups + g) * head, cos, sin);
+            for (int g = 0; g < groups; ++g) turn(row + (h * groups + g) * head, cos, sin);
             float* key = row + (heads + h) * head;
             turn(key, cos, sin);
             put_away(layer, slot[r], h, int(index[r]), key, key + kv_heads * head);
@@ -382,12 +359,12 @@ template <class W, class V, class C> class StackOf : public Stack {
             norm(b.attention_norm);
             if (by_head) {
                 project_heads(b, own, rows, normed);
-                arrange({own.begin * rows, own.end * rows}, layer, rows, true, slot, position, index);
+                arrange({own.begin * rows, own.end * rows}, layer, rows, slot, position, index);
             } else {
                 Span out = share(b.qkv.blocks(), t, threads);
                 b.qkv.template run<false>(normed, width_ld_, rows, qkv_.data(), qkv_ld_, out.begin, out.end);
                 team.barrier();
-                arrange(share(rows * kv_heads, t, threads), layer, rows, true, slot, position, index);
+                arrange(share(rows * kv_heads, t, threads), layer, rows, slot, position, index);
                 team.barrier();
             }
             if (layer + 1 == s_.layers) {
