@@ -73,6 +73,10 @@ class DraftLengths:
         self._age = 0
         self._wait = self.FIRST
         self._decided = self._drafting = self._trying = False
+        self._rested = True
+        """Whether the prophet has drafted for nobody, or not yet for all rows."""
+        self._telling = False
+        """Whether the first round that is over tells it what it has missed: it takes longer."""
         self._since_plain = self._plain_left = 0
         self._settling = self._hopeless = self._unseen = self._learned = 0
         self._host = Lately()
@@ -93,6 +97,7 @@ class DraftLengths:
         else:
             self._decided = False
         self._rows[slot] = row
+        self._rested = True
 
     @property
     def rows(self) -> int:
@@ -156,11 +161,13 @@ class DraftLengths:
         """Rounds that were planned so are over.  Whether they are to be observed: looking takes
         time too."""
         self._age += rounds - 1
+        drafting = any(lengths.values())
+        self._telling, self._rested = drafting and self._rested, not drafting
         if self._plain_left:
             self._plain_left = max(0, self._plain_left - rounds)
         elif self._drafting:
             self._since_plain += rounds
-        if self._drafting or self._trying or any(lengths.values()):
+        if self._drafting or self._trying or drafting:
             return True
         self._unseen += rounds
         return self._unseen >= self.LOOK_EVERY
@@ -208,8 +215,10 @@ class DraftLengths:
         if self._host.enough:  # of which drafts take more than none
             spent += max(0.0, host - self._host.seconds)
         self._settling = self.SETTLING
-        them = (result.rounds for result in results.values())
-        self._costs.observe(zip(*them, strict=True), seconds)
+        first = int(self._telling)
+        if len(seconds) > first:
+            them = (result.rounds[first:] for result in results.values())
+            self._costs.observe(zip(*them, strict=True), seconds[first:])
         mine = self._rows.keys() | left
         if all(slot in mine or not result.drafted for slot, result in results.items()):
             # what rows that always draft cost is not this one's loss

@@ -519,3 +519,20 @@ def test_what_calls_with_drafts_take_the_host_beyond_others_is_booked() -> None:
     for _ in range(400):  # four bytes for the price of two, and twenty for the host
         lengths.observe({0: result(*[Try(1, 1, 0)] * 2)}, [1.0] * 2, 22.0)
     assert not lengths._budget.open
+
+
+def test_what_a_prophet_has_missed_is_no_price() -> None:
+    """The first round behind plain ones tells it; the budget pays for that, drafts do not."""
+    costs = measured(cheap)
+    lengths = DraftLengths(costs, longest=16)
+    lengths.enter(0, 16)
+    believed = costs.seconds(1, 3)
+    for _ in range(50):
+        for drafts, took in ((0, cheap(1, 0)), (3, 5 * cheap(1, 3))):
+            lengths.plan([])
+            tell(lengths, {0: drafts}, {0: drafts}, took)
+    assert costs.seconds(1, 3) == pytest.approx(believed)
+    for _ in range(50):
+        lengths.plan([])
+        tell(lengths, {0: 3}, {0: 3}, 1.2 * cheap(1, 3))
+    assert costs.seconds(1, 3) > 1.1 * believed
