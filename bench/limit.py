@@ -20,12 +20,14 @@ from bench.report import machine, quartiles, write_json
 from bench.served import random_checkpoint
 from specdec.build import build_decoder
 from specdec.checkpoint import load_model
-from specdec.decoder import Job
+from specdec.decoder import LONGEST_CHUNK, Decoder, Job
 from specdec.native_stack import NativeModel
 from specdec.sampling import SamplingParams
 
 ROWS = (1, 4, 8, 16, 32)
 PLACE = 200
+CALLS, ROUNDS = 30, 10
+"""Calls of the decoder that are timed, and plain rounds in each, as a server runs them."""
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
@@ -37,6 +39,19 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
         if turn >= 5:
             seconds.append(time.perf_counter() - began)
     return quartiles(seconds)[1] * 1e3
+
+
+def plain_round(decoder: Decoder) -> float:
+    """Milliseconds of a round from `PLACE` on, in calls of several: median over calls."""
+    decoder.open(0, Job(b"x" * PLACE, CALLS * ROUNDS, SamplingParams(), 1))
+    while size := min(LONGEST_CHUNK, decoder.to_prefill(0)):
+        decoder.step({}, {0: size})
+    each = []
+    for _ in range(CALLS):
+        began = time.perf_counter()
+        result = decoder.step({0: 0}, rounds=ROUNDS)[0]
+        each.append((time.perf_counter() - began) / len(result.output))
+    return quartiles(each)[1] * 1e3
 
 
 def main(arguments: list[str]) -> int:
@@ -76,10 +91,7 @@ def main(arguments: list[str]) -> int:
                 )
             )
         passes[rows] = figures[0], figures[1]
-    decoder.open(0, Job(b"x" * PLACE, 300, SamplingParams(), 1))
-    decoder.step({}, {0: 100})
-    decoder.step({}, {0: PLACE - 101})
-    plain = milliseconds(lambda: decoder.step({0: 0}), min(options.repeats, 200))
+    plain = plain_round(decoder)
     record = {
         **machine(device),
         "dtype": options.dtype,

@@ -1,12 +1,16 @@
-"""Where a measurement ran, and medians with their spread."""
+"""Where a measurement ran, medians with their spread, and files of figures."""
 
 import json
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+
+Record = dict[str, Any]
+"""What a bench writes with `--json`."""
 
 
 def machine(device: torch.device) -> dict[str, object]:
@@ -49,3 +53,24 @@ def write_json(path: Path, record: object) -> None:
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(json.dumps(record, indent=2) + "\n")
     temporary.replace(path)
+
+
+def read_record(path: Path, known: Collection[str]) -> tuple[str, Record]:
+    """The bench that wrote a file, told by what the file holds, and its figures.
+
+    OSError or ValueError where the file cannot be read or is of none that is `known`.
+    """
+    record = json.loads(path.read_text())
+    if isinstance(record, dict):
+        (first, *_) = record.get("results") or [{}]
+        signs = {
+            "decode": "accepted_per_position" in first,
+            "auto": "lower_95" in first,
+            "limit": "passes" in record,
+            "load": "levels" in record,
+            "event_loop": "1 streams" in record,
+        }
+        for name, holds in signs.items():
+            if holds and name in known:
+                return name, record
+    raise ValueError(f"no figures of {', '.join(f'bench.{name}' for name in known)}")

@@ -23,30 +23,41 @@ class Acceptance:
         self._forget = 1 - 1 / memory
         self._trust = self.WEIGHT
         """Rounds that the prior counts for against hope: a row may become another."""
+        self._seen = False
+        """Whether anything was; a row of which nothing was is what is believed of any."""
         self._chances: list[float] = []
         """As they were last reckoned, from these of the prior; none once something was seen."""
         self._known: list[float] | None = None
+        self._expected: list[float] = []
+        self._hopes: dict[float, list[float]] = {}
+        """What rows of which nothing was seen may hope for, by their trust."""
 
     def observe(self, drafted: int, accepted: int, times: int = 1) -> None:
         """In so many rounds."""
         forget = self._forget**times
+        self._seen = True
         self._chances = []
+        self._hopes = {}
         for k in range(min(accepted + 1, drafted)):
             self._tried[k] = self._tried[k] * forget + times
             self._kept[k] = self._kept[k] * forget + times * (k < accepted)
 
     def fade(self) -> None:
         """What was seen a while ago counts for less."""
-        self._tried = [0.87 * t for t in self._tried]
-        self._kept = [0.87 * k for k in self._kept]
         self._trust *= 0.87
-        self._chances = []
+        if self._seen:
+            self._tried = [0.87 * t for t in self._tried]
+            self._kept = [0.87 * k for k in self._kept]
+            self._chances = []
 
     def chances(self) -> list[float]:
         """By position."""
         known = self._prior.chances() if self._prior else None
+        if known is not None and not self._seen:
+            return known
         if not self._chances or known is not self._known:
             self._chances, self._known = self._reckon(known), known
+            self._expected = []
         return self._chances
 
     def _reckon(self, prior: list[float] | None) -> list[float]:
@@ -69,19 +80,36 @@ class Acceptance:
 
     def expected(self) -> list[float]:
         """Bytes of a round with 0, 1, … drafts."""
-        return _bytes(self.chances())
+        if self._prior and not self._seen:
+            return self._prior.expected()
+        chances = self.chances()
+        self._expected = self._expected or _bytes(chances)
+        return self._expected
 
     def hoped(self) -> list[float]:
         """The same if every chance were as good as what was seen still allows."""
-        counts = self._tried
-        if self._prior:
-            known = (min(t, self._trust) for t in self._prior._tried)
-            counts = [t + more for t, more in zip(counts, known, strict=True)]
-        hopes = []
-        for chance, count in zip(self.chances(), counts, strict=True):
-            likely = (chance * count + 1) / (count + 2)
-            hopes.append(min(1.0, likely + 1.5 * math.sqrt(likely * (1 - likely) / (count + 2))))
-        return _bytes(hopes)
+        if not self._prior:
+            return _hopeful(self.chances(), self._tried)
+        if not self._seen:
+            return self._prior.hoped_of_others(self._trust)
+        others = (min(t, self._trust) for t in self._prior._tried)
+        counts = [t + more for t, more in zip(self._tried, others, strict=True)]
+        return _hopeful(self.chances(), counts)
+
+    def hoped_of_others(self, trust: float) -> list[float]:
+        """Of rows that have this prior, and of which nothing was seen."""
+        if trust not in self._hopes:
+            self._hopes[trust] = _hopeful(self.chances(), [min(t, trust) for t in self._tried])
+        return self._hopes[trust]
+
+
+def _hopeful(chances: Sequence[float], counts: Sequence[float]) -> list[float]:
+    """Bytes of a round if each of these chances, seen so many times, were better than it seems."""
+    hopes = []
+    for chance, count in zip(chances, counts, strict=True):
+        likely = (chance * count + 1) / (count + 2)
+        hopes.append(min(1.0, likely + 1.5 * math.sqrt(likely * (1 - likely) / (count + 2))))
+    return _bytes(hopes)
 
 
 def _bytes(chances: Sequence[float]) -> list[float]:

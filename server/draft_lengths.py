@@ -95,7 +95,7 @@ class DraftLengths:
                 known = self._costs.lookup_lengths if index else self._costs.lengths
                 case.length = max(gamma for gamma in known if gamma <= most)
         else:
-            self._decided = False
+            self._decided, self._age, self._wait = False, 0, self.FIRST
         self._rows[slot] = row
         self._rested = True
 
@@ -121,13 +121,18 @@ class DraftLengths:
     def leave(self, slot: int) -> None:
         self._rows.pop(slot, None)
 
-    def plan(self, fixed: Sequence[int]) -> Drafts:
-        """What each row drafts in the next rounds, beside rows whose lengths are fixed."""
+    def plan(self, fixed: Sequence[int], consuming: bool = False) -> Drafts:
+        """What each row drafts in the next rounds, beside rows whose lengths are fixed.
+
+        While prompts are consumed more rows are about to come, so nothing is decided for those
+        that there are.
+        """
         if not self._rows:
             return Drafts({}, {})
         count = len(self._rows) + len(fixed)
         as_many = 2 * self._among < 3 * count < 5 * self._among  # about, as when it was decided
-        if not self._decided or self._age >= self._wait or not as_many:
+        changed = not (self._decided and as_many)
+        if self._age >= self._wait or (changed and not consuming):
             self._among = count
             # soon again at first: what was measured may be far off
             most = self.EVERY + 8 * len(self._rows)

@@ -5,6 +5,7 @@ drafts: a case for each of `TIERS`, with a draft length and chances of its own, 
 In a case for which nothing is looked up the row does as usual.  Plain Python, no clock.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -175,5 +176,9 @@ class OpenRow:
     ) -> tuple[float, int]:
         """What is worth most in a case, and with which length."""
         known = shares.looked_up if index != USUAL else shares.drafted
-        most = self.cases[index].most
-        return max((expected[g] - rate * s, g) for g, s in known.items() if g <= most)
+        most, worth, length = self.cases[index].most, -math.inf, 0
+        for gamma, seconds in known.items():
+            value = expected[gamma] - rate * seconds
+            if value > worth and gamma <= most:
+                worth, length = value, gamma
+        return worth, length

@@ -338,7 +338,7 @@ class Scheduler:
         if self._lengths:
             if self._lengths.rows:
                 fixed = [n for slot, n in drafts.items() if not self._running[slot].decides]
-                chosen, lookups, rounds = self._lengths.plan(fixed)
+                chosen, lookups, rounds = self._lengths.plan(fixed, consuming=bool(chunks))
                 drafts.update(chosen)
             for slot in drafts:
                 if self._running[slot].stays_plain:

@@ -13,7 +13,7 @@ one call of the compiled core.
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -126,9 +126,9 @@ class RowResult:
         return self.tries or (Try(self.drafted, self.accepted),)
 
     @cached_property
-    def tally(self) -> Counter[Try]:
+    def tally(self) -> Mapping[Try, int]:
         """How often each came about."""
-        return Counter(self.rounds)
+        return Counter(self.rounds) if self.drafted else {PLAIN: len(self.rounds)}
 
 
 class Seconds(NamedTuple):

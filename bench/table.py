@@ -1,0 +1,158 @@
+"""`python -m bench.table FILE ...`: what a bench wrote with `--json`, as the tables of
+docs/benchmarks.md.
+
+Of `bench.decode`, `bench.auto`, `bench.limit`, `bench.load` and `bench.event_loop`; which of them
+wrote a file is told by what it holds.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from bench.report import Record, read_record
+
+
+def decode(record: Record) -> str:
+    """By domain, temperature, rows and draft length; then what rounds take, in milliseconds."""
+    several = len({result["batch"] for result in record["results"]}) > 1
+    titles = ["domain", "T", *(["rows"] if several else []), "γ", "base, bytes/s"]
+    titles += ["speculative, bytes/s", "ratio, median [quartiles]", "bytes per round"]
+    rows = []
+    for r in record["results"]:
+        low, middle, high = r["ratio"]
+        rows.append(
+            [
+                r["domain"],
+                f"{r['temperature']:g}",
+                *([r["batch"]] if several else []),
+                r["draft_length"],
+                f"{r['base_bytes_per_second']:,.0f}",
+                f"{r['speculative_bytes_per_second']:,.0f}",
+                f"{middle:.2f} [{low:.2f}, {high:.2f}]",
+                f"{r['mean_bytes_per_round']:.2f}",
+            ]
+        )
+    parts = ("base_round", "speculative_round", "verify", "draft_and_accept")
+    times = [
+        [gamma, *(f"{ms[part]:.2f}" for part in parts)]
+        for gamma, ms in record["milliseconds"].items()
+    ]
+    of_rounds = ["γ", "base round, ms", "speculative round", "verifying pass", "draft and accept"]
+    return _table(titles, rows) + "\n" + _table(of_rounds, times)
+
+
+def auto(record: Record) -> str:
+    titles = ["domain", "T", "rows", "base, bytes/s", "auto, bytes/s", "ratio, median", "lower"]
+    titles += ["prophet alone", "lookup alone", "best fixed γ", "against that"]
+    titles += ["base to no prophet", "lower"]
+    rows = []
+    for r in record["results"]:
+        rate = r["bytes_per_second"]
+        rows.append(
+            [
+                r["domain"],
+                f"{r['temperature']:g}",
+                r["batch"],
+                f"{r['base_bytes_per_second']:,}",
+                f"{r['auto_bytes_per_second']:,}",
+                *(_ratio(r[name]) for name in ("ratio", "lower_95")),
+                *(_ratio(rate[f"{kind} alone"] / rate["base"]) for kind in ("prophet", "lookup")),
+                r["best_fixed"],
+                _ratio(r["auto_to_best_fixed"]),
+                *(_ratio(r[f"base_to_no_prophet{end}"]) for end in ("", "_lower_95")),
+            ]
+        )
+    return _table(titles, rows)
+
+
+def limit(record: Record) -> str:
+    said = (
+        f"{record['weights_mb']} MB of weights stream in {record['stream_ms']} ms "
+        f"({record['stream_gb_per_second']} GB/s), a plain round takes "
+        f"{record['plain_round_ms']:.2f} ms, {record['share_of_limit']:.0%} of the limit.\n\n"
+    )
+    rows = [
+        [each["rows"], f"{each['apart_ms']:.2f}", f"{each['together_ms']:.2f}"]
+        for each in record["passes"]
+    ]
+    return said + _table(["rows", "a slot each, ms", "one slot, ms"], rows)
+
+
+def load(record: Record) -> str:
+    """By clients, or by requests a second where they arrive whatever the server does."""
+    levels = record["levels"]
+    first = "clients" if "clients" in levels[0] else "rate"
+    titles = ["clients" if first == "clients" else "requests/s", "requests", "bytes/s"]
+    titles += ["first byte, ms: p50, p95, p99", "per byte, ms"]
+    titles += ["errors", "differing", "slots free again"]
+    rows = [
+        [
+            f"{level[first]:g}",
+            level["requests"],
+            f"{level['bytes_per_second']:,.0f}",
+            *(_each(level[name]) for name in ("first_byte_ms", "per_byte_ms")),
+            sum(level["errors"].values()),
+            level["differing"],
+            "yes" if level["slots_free_again"] else "no",
+        ]
+        for level in levels
+    ]
+    return _table(titles, rows)
+
+
+def event_loop(record: Record) -> str:
+    titles = ["streams", "rounds/s, engine alone", "over HTTP", "lost"]
+    titles += ["event loop, share of a core", "client"]
+    rows = [
+        [
+            name.removesuffix(" streams"),
+            f"{each['engine_rounds_per_second']:,.0f}",
+            f"{each['http_rounds_per_second']:,.0f}",
+            f"{each['lost']:.0%}",
+            f"{each['event_loop_cpu']:.2f}",
+            f"{each['client_cpu']:.2f}",
+        ]
+        for name, each in record.items()
+        if name.endswith(" streams")
+    ]
+    return _table(titles, rows)
+
+
+WRITE: dict[str, Callable[[Record], str]] = {
+    "decode": decode,
+    "auto": auto,
+    "limit": limit,
+    "load": load,
+    "event_loop": event_loop,
+}
+
+
+def _each(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = (" | ".join(str(cell) for cell in row) for row in (titles, *rows))
+    head, *body = (f"| {line} |\n" for line in lines)
+    return "".join([head, "|" + "---|" * len(titles) + "\n", *body])
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__)
+    parser.add_argument("file", type=Path, nargs="+")
+    for path in parser.parse_args(arguments).file:
+        try:
+            name, record = read_record(path, WRITE)
+        except (OSError, ValueError) as error:
+            parser.error(f"{path}: {error}")
+        print(WRITE[name](record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
