@@ -57,7 +57,10 @@ def auto(record: Record) -> str:
                 f"{r['base_bytes_per_second']:,}",
                 f"{r['auto_bytes_per_second']:,}",
                 *(_ratio(r[name]) for name in ("ratio", "lower_95")),
-                *(_ratio(rate[f"{kind} alone"] / rate["base"]) for kind in ("prophet", "lookup")),
+                *(
+                    _ratio(rate[alone] / rate["base"] if alone in rate else None)
+                    for alone in ("prophet alone", "lookup alone")
+                ),
                 r["best_fixed"],
                 _ratio(r["auto_to_best_fixed"]),
                 *(_ratio(r[f"base_to_no_prophet{end}"]) for end in ("", "_lower_95")),

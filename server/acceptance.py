@@ -89,7 +89,7 @@ class Acceptance:
     def hoped(self) -> list[float]:
         """The same if every chance were as good as what was seen still allows."""
         if not self._prior:
-            return _hopeful(self.chances(), self._tried)
+            return self.hoped_of_others(math.inf)
         if not self._seen:
             return self._prior.hoped_of_others(self._trust)
         others = (min(t, self._trust) for t in self._prior._tried)

@@ -536,3 +536,34 @@ def test_what_a_prophet_has_missed_is_no_price() -> None:
         lengths.plan([])
         tell(lengths, {0: 3}, {0: 3}, 1.2 * cheap(1, 3))
     assert costs.seconds(1, 3) > 1.1 * believed
+
+
+def test_nothing_is_decided_while_more_rows_are_about_to_come() -> None:
+    """But after a while it is: prompts may be consumed all the time."""
+    lengths = DraftLengths(measured(cheap), longest=16)
+    lengths.enter(0, 16)
+    for _ in range(DraftLengths.FIRST):
+        assert lengths.plan([], consuming=True).lengths == {0: 0}
+        tell(lengths, {0: 0}, {0: 0}, None)
+    assert lengths.plan([], consuming=True).lengths[0] > 0
+    for soon in (True, False):
+        lengths = DraftLengths(measured(cheap), longest=16)
+        lengths.enter(0, 16)
+        assert (lengths.plan([], consuming=soon).lengths[0] > 0) == (not soon)
+        assert lengths.plan([]).lengths[0] > 0
+
+
+def test_a_row_of_which_nothing_was_seen_is_as_the_others() -> None:
+    usual = Acceptance(8, memory=400)
+    one, other = Acceptance(8, usual), Acceptance(8, usual)
+    for accepted in (3, 0, 8, 2):
+        usual.observe(8, accepted, 5)
+        assert one.expected() == usual.expected()
+        assert one.hoped() == other.hoped()
+        assert all(h > e for h, e in zip(one.hoped()[1:], one.expected()[1:], strict=True))
+    before = one.hoped()
+    one.fade()
+    assert one.hoped()[1] > before[1]
+    assert other.hoped() == before
+    one.observe(8, 0)
+    assert one.expected()[1] < usual.expected()[1]
