@@ -16,7 +16,7 @@ from specdec.drafter import Drafter
 from specdec.parallel_drafter import ParallelDrafter
 from specdec.parallel_prophet import ParallelProphet
 from specdec.prophet import Prophet
-from specdec.triton_stack import TritonStack, add, final, gate, plain
+from specdec.triton_stack import TritonStack, add, final, gate, linear, plain
 
 
 class StackPasses:
@@ -72,6 +72,7 @@ class TritonParallelDrafter(ParallelDrafter):
             dtype=dtype,
             make_stack=TritonStack,
         )
+        self.projection = linear(prophet.projection.weight, device, dtype)
         cell = prophet.cell
         self.cell_embedding = plain(cell.embedding.weight, device, torch.float32)
         self.gate_up = plain(cell.gate_up.weight, device, dtype)
@@ -97,4 +98,6 @@ def build_triton_drafter(
         )
     assert isinstance(prophet, AutoregressiveProphet)
     passes = StackPasses(prophet, slots=slots, device=device, dtype=dtype)
-    return AutoregressiveDrafter(prophet, slots=slots, device=device, dtype=dtype, passes=passes)
+    drafter = AutoregressiveDrafter(prophet, slots=slots, device=device, dtype=dtype, passes=passes)
+    drafter.projection = linear(prophet.projection.weight, device, dtype)
+    return drafter

@@ -63,6 +63,7 @@ class TritonRule:
             IDLE,
             1 << LONGEST_DRAFT.bit_length(),
             VOCAB_SIZE,
+            num_warps=1,  # what it reads it also writes: several warps would race
         )
         return result, committed
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from specdec.attention import Groups
 from specdec.config import VOCAB_SIZE, BlockConfig
 from specdec.layers import Block, Stack, rotary_table
-from specdec.packed import cache_of, pack_linear
+from specdec.packed import Linear, cache_of, pack_linear
 from specdec.triton_kernels import (
     add_kernel,
     attend_kernel,
@@ -38,7 +38,10 @@ BLOCK = 128
 """Inputs of a step of a sum."""
 
 PLACES = 64
-"""Cached places of a step of attention."""
+"""Cached places of a step of attention, at most."""
+
+WIDEST_TILE = 16384
+"""Bytes of keys, or of values, of a step: a few steps are on their way at a time."""
 
 LEAST_SPLIT, MOST_SPLITS = 256, 16
 """Places that a program attends to at least, and splits of a cache at most: a longer one has longer
@@ -190,6 +193,8 @@ class TritonStack:
         config, keys = self.config, self.keys[index]
         rows, heads, d = len(query), config.num_attention_heads, config.head_dim
         tile = max(16, 1 << (d - 1).bit_length())
+        # of wide heads fewer places at a time: tiles of both lie in shared memory
+        places = min(PLACES, max(16, WIDEST_TILE // (tile * self.dtype.itemsize)))
         attend_kernel[(rows, config.num_key_value_heads, self.splits)](
             query,
             keys,
@@ -207,7 +212,7 @@ class TritonStack:
             d,
             tile,
             max(16, 1 << (config.query_groups - 1).bit_length()),
-            PLACES,
+            places,
             self.split,
             self.splits,
             **LAUNCH,
@@ -220,6 +225,21 @@ class TritonStack:
 
 def plain(weight: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return weight.detach().to(device, dtype).contiguous()
+
+
+def linear(weight: Tensor, device: torch.device, dtype: torch.dtype) -> Linear:
+    """x [N, in] → [N, out] in float32, the weight [out, in] in `dtype`.
+
+    Not cuBLAS, whose workspace a captured graph would hold on to.
+    """
+    weight = plain(weight, device, dtype)
+
+    def product(x: Tensor) -> Tensor:
+        out = x.new_zeros(len(x), len(weight), dtype=torch.float32)
+        add(out, x.contiguous(), weight, out)
+        return out
+
+    return product
 
 
 def add(x: Tensor, inputs: Tensor, weight: Tensor, out: Tensor) -> None:

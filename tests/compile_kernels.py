@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from specdec import triton_kernels as blocks
 from specdec import triton_rule_kernels as rule
+from specdec.triton_stack import PLACES, WIDEST_TILE
 
 FLOAT, DOUBLE, INTEGER = "*fp32", "*fp64", "*i64"
 LAUNCH = {"num_warps": 4, "num_stages": 3}
@@ -23,7 +24,7 @@ HEADS = {"HEADS": 8, "HEAD": 64}
 
 
 def compiled(
-    kernel: Any, kinds: dict[str, str], constants: dict[str, object], **launch: int
+    kernel: Any, kinds: dict[str, str], constants: dict[str, object], **launch: object
 ) -> None:
     signature = {n: "constexpr" if n in constants else kinds[n] for n in kernel.arg_names}
     # as at run time: pointers and strides of 16, row counts of anything
@@ -66,6 +67,14 @@ def compile_blocks(weight: str) -> None:
             | {"SPLITS": splits, **HEADS},
             **LAUNCH,
         )
+    wide = {"KV_HEADS": 8, "HEADS": 8, "HEAD": 256, "HEAD_TILE": 256, "GROUP_TILE": 16}
+    places = min(PLACES, WIDEST_TILE // (256 * (2 if weight == "*bf16" else 4)))
+    compiled(
+        blocks.attend_kernel,
+        {**kinds, "weights": FLOAT},
+        {**wide, "PLACES": places, "SPLIT": 256, "SPLITS": 1},
+        **LAUNCH,
+    )
     compiled(
         blocks.combine_kernel,
         {**kinds, "weights": FLOAT},
@@ -88,7 +97,7 @@ def compile_blocks(weight: str) -> None:
 
 def compile_rule() -> None:
     kinds = {"seed": INTEGER, "start": INTEGER, "noise": DOUBLE}
-    compiled(rule.gumbel_kernel, kinds, {"COUNT": 64, "HALF": 128})
+    compiled(rule.gumbel_kernel, kinds, {"COUNT": 64, "HALF": 128}, enable_fp_fusion=False)
     kinds = {"logits": FLOAT, "first": "i32", "width": "i32"}
     kinds |= dict.fromkeys(("temperature", "top_p", "min_p", "bias", "noise"), DOUBLE)
     penalties = ("presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -98,7 +107,7 @@ def compile_rule() -> None:
     compiled(rule.choose_kernel, {**kinds, **others}, constants)
     constants = {"IDLE": -1, "WIDEST": 32, "VOCABULARY": 256}
     others = dict.fromkeys(set(rule.settle_kernel.arg_names) - {"width", *constants}, INTEGER)
-    compiled(rule.settle_kernel, {**others, "width": "i32"}, constants)
+    compiled(rule.settle_kernel, {**others, "width": "i32"}, constants, num_warps=1)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from specdec.static_round import Shape, decode_rows
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 pytest.importorskip("triton")
+pytestmark = pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 
 DEVICE = torch.device("cuda")
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "default"
@@ -101,8 +102,8 @@ def test_nothing_waits_for_the_device_inside_a_round(parallel: bool) -> None:
     for shape in (Shape(4, 0, False), Shape(4, 5, True)):
         rounds._prepared(shape)
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             decode_rows(
                 decoder.model,
                 decoder.drafter,
@@ -124,8 +125,8 @@ def test_beginning_a_round_waits_for_nothing() -> None:
     torch.cuda.synchronize()
     results, begun = [], [decoder.begin({0: 5})]
     while sum(len(result.output) for result in results) < 100:
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             begun.append(decoder.begin({0: 5}))
         finally:
             torch.cuda.set_sync_debug_mode("default")
