@@ -105,16 +105,17 @@ def load(record: Record) -> Figure:
     figure, axes = _panels(2, [0])
     above, below = axes[0][0], axes[1][0]
     levels = record["levels"]
-    clients = [level["clients"] for level in levels]
-    above.plot(clients, [level["bytes_per_second"] for level in levels], "o-", label="output")
+    by = "clients" if "clients" in levels[0] else "rate"
+    xs = [level[by] for level in levels]
+    above.plot(xs, [level["bytes_per_second"] for level in levels], "o-", label="output")
     above.set_ylabel("bytes/s")
     above.set_ylim(bottom=0)
     for index, name in enumerate(("median", "95 %", "99 %")):
-        below.plot(clients, [level["first_byte_ms"][index] for level in levels], "o-", label=name)
+        below.plot(xs, [level["first_byte_ms"][index] for level in levels], "o-", label=name)
     below.set_yscale("log")
     below.set_ylabel("first byte, ms")
-    below.set_xlabel("clients")
-    _by_rows(below, clients)
+    below.set_xlabel("clients" if by == "clients" else "requests/s")
+    _by_rows(below, xs)
     return figure
 
 
@@ -158,11 +159,11 @@ def _spread(
     axis.errorbar(xs, middle, (below, above), fmt="o-", capsize=3, label=label)
 
 
-def _by_rows(axis: Axes, rows: Sequence[int]) -> None:
+def _by_rows(axis: Axes, rows: Sequence[float]) -> None:
     """Doubling rows stand at equal distances."""
     known = sorted(set(rows))
     axis.set_xscale("log", base=2)
-    axis.set_xticks(known, [str(count) for count in known])
+    axis.set_xticks(known, [f"{count:g}" for count in known])
     axis.minorticks_off()
 
 
