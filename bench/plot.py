@@ -94,7 +94,7 @@ def limit(record: Record) -> Figure:
     axis.plot(rows, [each["together_ms"] for each in passes], "o-", label="places of one slot")
     axis.axhline(record["stream_ms"], color="black", linestyle="--", label="the weights' stream")
     axis.plot([1], [record["plain_round_ms"]], "kx", label="a plain round")
-    axis.set_yscale("log")
+    _doubling(axis)
     axis.set_ylabel("milliseconds of a pass")
     axis.set_xlabel("rows")
     _by_rows(axis, rows)
@@ -112,7 +112,7 @@ def load(record: Record) -> Figure:
     above.set_ylim(bottom=0)
     for index, name in enumerate(("median", "95 %", "99 %")):
         below.plot(xs, [level["first_byte_ms"][index] for level in levels], "o-", label=name)
-    below.set_yscale("log")
+    _doubling(below)
     below.set_ylabel("first byte, ms")
     below.set_xlabel("clients" if by == "clients" else "requests/s")
     _by_rows(below, xs)
@@ -165,6 +165,12 @@ def _by_rows(axis: Axes, rows: Sequence[float]) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(known, [f"{count:g}" for count in known])
     axis.minorticks_off()
+
+
+def _doubling(axis: Axes) -> None:
+    """Doubling heights likewise."""
+    axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def main(arguments: list[str]) -> int:
