@@ -9,17 +9,14 @@ import argparse
 import io
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bench.report import Record, read_record
+from bench.report import Record, named_records
 from specdec.checkpoint_file import write_atomically
-
-DOMAINS = ("code", "prose")
 
 
 def decode(record: Record) -> Figure:
@@ -31,7 +28,7 @@ def decode(record: Record) -> Figure:
         top, bottom = axes[0][column], axes[-1][column]
         top.set_title(f"temperature {temperature:g}")
         top.axhline(1, color="black", linewidth=0.8)
-        for domain in DOMAINS:
+        for domain in _domains(results):
             for value in sorted({r[other] for r in results}):
                 rows = [
                     r
@@ -70,7 +67,7 @@ def auto(record: Record) -> Figure:
         axis.set_title(f"temperature {temperature:g}")
         axis.axhline(1, color="black", linewidth=0.8)
         axis.axhline(0.97, color="black", linewidth=0.8, linestyle="--")
-        for index, domain in enumerate(DOMAINS):
+        for index, domain in enumerate(_domains(results)):
             rows = [r for r in results if (r["domain"], r["temperature"]) == (domain, temperature)]
             xs = [r["batch"] for r in rows]
             for name, median, lower, style in kinds:
@@ -149,6 +146,10 @@ def _temperatures(results: Sequence[Record]) -> list[float]:
     return sorted({result["temperature"] for result in results})
 
 
+def _domains(results: Sequence[Record]) -> list[str]:
+    return sorted({result["domain"] for result in results})
+
+
 def _spread(
     axis: Axes, xs: Sequence[float], quartiles: Sequence[Sequence[float]], label: str
 ) -> None:
@@ -175,12 +176,7 @@ def _doubling(axis: Axes) -> None:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
-    parser.add_argument("file", type=Path, nargs="+")
-    for path in parser.parse_args(arguments).file:
-        try:
-            name, record = read_record(path, DRAW)
-        except (OSError, ValueError) as error:
-            parser.error(f"{path}: {error}")
+    for path, name, record in named_records(parser, arguments, DRAW):
         write_atomically(path.with_suffix(".png"), draw(name, record))
     return 0
 

@@ -1,9 +1,10 @@
 """Where a measurement ran, medians with their spread, and files of figures."""
 
+import argparse
 import json
 import platform
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,31 @@ def read_record(path: Path, known: Collection[str]) -> tuple[str, Record]:
     """
     record = json.loads(path.read_text())
     if isinstance(record, dict):
-        (first, *_) = record.get("results") or [{}]
+        results = record.get("results")
+        first = results[0] if isinstance(results, list) and results else {}
+        first = first if isinstance(first, dict) else {}
         signs = {
             "decode": "accepted_per_position" in first,
             "auto": "lower_95" in first,
             "limit": "passes" in record,
             "load": "levels" in record,
-            "event_loop": "1 streams" in record,
+            "event_loop": any(name.endswith(" streams") for name in record),
         }
         for name, holds in signs.items():
             if holds and name in known:
                 return name, record
     raise ValueError(f"no figures of {', '.join(f'bench.{name}' for name in known)}")
+
+
+def named_records(
+    parser: argparse.ArgumentParser, arguments: list[str], known: Collection[str]
+) -> Iterator[tuple[Path, str, Record]]:
+    """The files that a command line names, each with what `read_record` says of it; a file that it
+    refuses ends the process by name."""
+    parser.add_argument("file", type=Path, nargs="+")
+    for path in parser.parse_args(arguments).file:
+        try:
+            name, record = read_record(path, known)
+        except (OSError, ValueError) as error:
+            parser.error(f"{path}: {error}")
+        yield path, name, record

@@ -8,9 +8,8 @@ wrote a file is told by what it holds.
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
-from bench.report import Record, read_record
+from bench.report import Record, named_records
 
 
 def decode(record: Record) -> str:
@@ -147,12 +146,7 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__)
-    parser.add_argument("file", type=Path, nargs="+")
-    for path in parser.parse_args(arguments).file:
-        try:
-            name, record = read_record(path, WRITE)
-        except (OSError, ValueError) as error:
-            parser.error(f"{path}: {error}")
+    for _, name, record in named_records(parser, arguments, WRITE):
         print(WRITE[name](record))
     return 0
 

@@ -23,8 +23,6 @@ class Acceptance:
         self._forget = 1 - 1 / memory
         self._trust = self.WEIGHT
         """Rounds that the prior counts for against hope: a row may become another."""
-        self._seen = False
-        """Whether anything was; a row of which nothing was is what is believed of any."""
         self._chances: list[float] = []
         """As they were last reckoned, from these of the prior; none once something was seen."""
         self._known: list[float] | None = None
@@ -35,7 +33,6 @@ class Acceptance:
     def observe(self, drafted: int, accepted: int, times: int = 1) -> None:
         """In so many rounds."""
         forget = self._forget**times
-        self._seen = True
         self._chances = []
         self._hopes = {}
         for k in range(min(accepted + 1, drafted)):
@@ -45,15 +42,19 @@ class Acceptance:
     def fade(self) -> None:
         """What was seen a while ago counts for less."""
         self._trust *= 0.87
-        if self._seen:
+        if self._seen():
             self._tried = [0.87 * t for t in self._tried]
             self._kept = [0.87 * k for k in self._kept]
             self._chances = []
 
+    def _seen(self) -> bool:
+        """Whether anything was; a row of which nothing was is what is believed of any."""
+        return self._tried[0] > 0
+
     def chances(self) -> list[float]:
         """By position."""
         known = self._prior.chances() if self._prior else None
-        if known is not None and not self._seen:
+        if known is not None and not self._seen():
             return known
         if not self._chances or known is not self._known:
             self._chances, self._known = self._reckon(known), known
@@ -80,7 +81,7 @@ class Acceptance:
 
     def expected(self) -> list[float]:
         """Bytes of a round with 0, 1, … drafts."""
-        if self._prior and not self._seen:
+        if self._prior and not self._seen():
             return self._prior.expected()
         chances = self.chances()
         self._expected = self._expected or _bytes(chances)
@@ -90,7 +91,7 @@ class Acceptance:
         """The same if every chance were as good as what was seen still allows."""
         if not self._prior:
             return self.hoped_of_others(math.inf)
-        if not self._seen:
+        if not self._seen():
             return self._prior.hoped_of_others(self._trust)
         others = (min(t, self._trust) for t in self._prior._tried)
         counts = [t + more for t, more in zip(self._tried, others, strict=True)]

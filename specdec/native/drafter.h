@@ -33,7 +33,7 @@ class Drafter {
    public:
     virtual ~Drafter() = default;
     // The model's states hidden [N, D] of tokens [N].
-    virtual void observe(Team& team, const std::vector<Committed>& rows, const float* hidden,
+    virtual void observe(const std::vector<Committed>& rows, const float* hidden,
                          const int64_t* tokens) = 0;
     // Rows in falling order of γ.
     virtual void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) = 0;
@@ -99,7 +99,7 @@ template <class W> class ParallelDrafter : public Drafter {
           inputs_(model_width, width_, embedding, projection, missing, 1),
           cell_(width_, cell), known_(slots, Known(model_width)), kept_(known_) {}
 
-    void observe(Team&, const std::vector<Committed>& rows, const float* hidden,
+    void observe(const std::vector<Committed>& rows, const float* hidden,
                  const int64_t* tokens) override {
         for (const Committed& row : rows) {
             Known& known = known_[row.slot];
@@ -244,7 +244,7 @@ template <class W> class AutoregressiveDrafter : public Drafter {
           inputs_(model_width, width_, embedding, projection, missing, leading),
           states_(size_t(slots) * leading * model_width, 0.0f), kept_(states_) {}
 
-    void observe(Team&, const std::vector<Committed>& rows, const float* hidden,
+    void observe(const std::vector<Committed>& rows, const float* hidden,
                  const int64_t*) override {
         for (const Committed& row : rows) {
             int fresh = std::min(row.count, leading_);

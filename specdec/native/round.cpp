@@ -129,7 +129,7 @@ class Model {
             at += size;
         }
         if (drafter && !committed_.empty())
-            drafter->observe(team, committed_, hidden_.data(), tokens_.data());
+            drafter->observe(committed_, hidden_.data(), tokens_.data());
         auto ended = Clock::now();
         round.seconds[0] += Seconds(drafted - began).count();
         round.seconds[1] += Seconds(passed - drafted).count();
