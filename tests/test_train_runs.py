@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -287,6 +288,55 @@ def test_a_prophet_goes_on_for_another_model(
     joint = ["--data", text, *TINY, "--steps", 1, *start, "--out", tmp_path / "third"]
     assert main([str(x) for x in joint]) == 1
     assert "trained a prophet alone" in capsys.readouterr().err
+
+
+def test_training_goes_on_from_a_checkpoint(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From what is shipped, without the run that made it: a model, or a prophet for a kept one."""
+    run("--data", text, *TINY, "--out", tmp_path / "first", "--steps", 2)
+    shipped = tmp_path / "first" / "checkpoint"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("prophet_config.json", "prophet.safetensors"):
+        shutil.copy(shipped / name, alone)
+    prophet = load_prophet(shipped)
+    assert prophet is not None
+    began = {f"prophet.{name}": tensor for name, tensor in prophet.state_dict().items()}
+    whole = began | {f"model.{k}": v for k, v in load_model(shipped).state_dict().items()}
+    still = ["--data", text, "--steps", 1, "--warmup", 1000]
+    frozen = [*still, *FROZEN, "--checkpoint", shipped, "--start-from"]
+    for out, flags, expected, phases in (
+        ("both", [*still, *TINY, "--start-from", shipped], whole, 1),
+        ("prophet", ["prophet", *frozen, shipped], began, 1),
+        ("beside", ["prophet", *frozen, alone], began, 0),
+    ):
+        run(*flags, "--out", tmp_path / out)
+        ended = weights(tmp_path / out / "last.pt")
+        for name, tensor in expected.items():
+            torch.testing.assert_close(ended[name], tensor, rtol=0, atol=1e-4)
+        record = json.loads((tmp_path / out / "checkpoint" / "training.json").read_text())
+        assert [phase["steps"] for phase in record["earlier"]] == [2] * phases
+    # the record of a checkpoint that was trained in two turns, the model's first
+    run(
+        *still, *TINY, "--start-from", tmp_path / "prophet" / "checkpoint", "--out", tmp_path / "on"
+    )
+    card = (tmp_path / "on" / "checkpoint" / "README.md").read_text()
+    lines = [line.split("|")[1].strip() for line in card.splitlines() if "| float32 |" in line]
+    assert lines == ["model and prophet", "prophet, model frozen", "model and prophet"]
+
+    (shipped / "prophet_config.json").unlink()
+    for flags, message in (
+        (["prophet", *frozen, shipped], f"start_from: {shipped} has no prophet"),
+        (["prophet", *frozen, alone, "--leading-states", 3], "leading_states is 2, not 3"),
+        (
+            [*still, *TINY, "--depth", 3, "--start-from", shipped],
+            f"start_from: {shipped} has another shape of model: num_hidden_layers is 2, not 3",
+        ),
+        ([*still, *TINY, "--start-from", tmp_path], f"{tmp_path / 'last.pt'}: is not a save"),
+    ):
+        assert command(*flags, "--out", tmp_path / "wrong") == 1
+        assert message in capsys.readouterr().err
 
 
 def test_joint_training_then_distillation(

@@ -36,7 +36,8 @@ HELP = {
     "split": "what goes to validation: the last fraction of each source, or whole files",
     "separate": "put the end-of-document byte behind each file of a source of several",
     "data_limit": "bytes used of each source, 0 for all",
-    "start_from": "directory of a run whose last weights and optimizer state to begin with",
+    "start_from": "directory of a run whose last weights and optimizer state to begin with, "
+    "or of a checkpoint whose weights",
     "steps": "steps of the whole run; the rate's schedule is made for them",
     "batch": "rows of the first window in a batch",
     "accumulate": "batches per step",

@@ -6,6 +6,7 @@ from typing import Any
 
 from train.demonstration import readable
 from train.measurement import Acceptance
+from train.record import Record, phases
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,13 @@ def _networks(record: Mapping[str, Any]) -> str:
     return text + "."
 
 
-def _phases(record: Mapping[str, Any]) -> list[str]:
+def _phases(record: Record) -> list[str]:
     """One line per run that the weights went through, the frozen model's first."""
-    model = record["model"]
-    phases = [*model["earlier"], model] if model else []
     lines = [
         "| trained | steps | MB seen | minutes | windows | prophet's loss | matrices in |",
         "|---|---|---|---|---|---|---|",
     ]
-    for phase in [*phases, *record["earlier"], record]:
+    for phase in phases(record):
         config = phase["config"]
         what = "model and prophet" if config["starts"] else "model"
         loss = config["prophet_loss"] if config["starts"] else "–"

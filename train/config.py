@@ -85,9 +85,9 @@ class TrainConfig:
     `data_limit` bytes of each source are used, 0 for all.  `split` by fraction or by file;
     `separate` puts the end-of-document byte behind each file.  `frozen` names a checkpoint whose
     model is kept as it is while a prophet is trained for it; `start_from` a run whose last weights
-    and optimizer state this one begins with; a frozen run takes the prophet of one that trained
-    both.  `dtype` auto takes what multiplies faster on the device; `compile` runs model and prophet
-    through torch.compile.
+    and optimizer state this one begins with, or a checkpoint for its weights alone; a frozen run
+    takes the prophet of one that holds both.  `dtype` auto takes what multiplies faster on the
+    device; `compile` runs model and prophet through torch.compile.
     """
 
     data: tuple[str, ...] = ()

@@ -17,9 +17,10 @@ from specdec.config import ModelConfig
 from train.card import Domain, model_card
 from train.curve import write_curve
 from train.measurement import NEW_BYTES, measure_acceptance, prompt_bytes, spread_prompts
+from train.record import phase, record_of_model
 from train.save import writing
 from train.score import bits_per_byte
-from train.trainer import Trainer, phase
+from train.trainer import Trainer
 
 DRAFT_LENGTHS = (3, 5, 8)
 TEMPERATURES = (0.0, 0.7, 1.0)
@@ -84,7 +85,7 @@ def training_record(trainer: Trainer, step: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "curve": trainer.curve,
-        "model": _record_of(trainer.config.frozen),
+        "model": record_of_model(trainer.config.frozen),
         "earlier": trainer.earlier,
     }
 
@@ -107,16 +108,6 @@ def _architecture(config: ModelConfig) -> dict[str, int]:
         "kv_heads": config.block.num_key_value_heads,
         "context": config.max_position_embeddings,
     }
-
-
-def _record_of(checkpoint: str) -> dict[str, Any] | None:
-    """How the frozen model was trained, as far as its directory tells."""
-    path = Path(checkpoint) / "training.json"
-    if not checkpoint or not path.exists():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    # of a checkpoint whose prophet was trained for its model the model's record is one further in
-    return record["model"] if record["config"]["frozen"] else record
 
 
 def _domains(trainer: Trainer) -> list[Domain]:

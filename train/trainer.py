@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from specdec.checkpoint import load_model
+from specdec.checkpoint import CONFIG, PROPHET_CONFIG, load_model, load_prophet
 from specdec.kinds import build_prophet
 from specdec.model import ByteLlama
 from specdec.prophet import Prophet
@@ -31,6 +31,7 @@ from train.demonstration import demonstrate
 from train.objective import Aim, Losses, objective, random_starts
 from train.optimizer import Optimizers
 from train.precision import matrix_type
+from train.record import phase, phases_of
 from train.save import TrainingError, read_save, write_save, writing
 from train.source import Packing
 from train.world import World
@@ -124,11 +125,12 @@ class Trainer:
     def resume(self) -> bool:
         """Continues from the last save, if there is one; refuses one of another configuration.
 
-        Without one, begins with the weights and optimizer state of `start_from`, if given.
+        Without one, begins with the weights of `start_from`, if given, and of a run with the
+        optimizer's state.
         """
         if not self.save_path.exists():
             if self.config.start_from:
-                self._start_from(Path(self.config.start_from) / "last.pt")
+                self._start_from(Path(self.config.start_from))
             return False
         state = read_save(self.save_path, self.device)
         if TrainConfig.from_json(state["config"]) != self.config:
@@ -142,7 +144,14 @@ class Trainer:
         self.curve, self.earlier = json.loads(state["curve"]), json.loads(state["earlier"])
         return True
 
-    def _start_from(self, path: Path) -> None:
+    def _start_from(self, directory: Path) -> None:
+        """Of a run, or of a checkpoint or one that holds a prophet alone."""
+        if any((directory / name).exists() for name in (CONFIG, PROPHET_CONFIG)):
+            self._start_from_checkpoint(directory)
+        else:
+            self._start_from_run(directory / "last.pt")
+
+    def _start_from_run(self, path: Path) -> None:
         state = read_save(path, self.device)
         config = TrainConfig.from_json(state["config"])
         if config.frozen and not self.config.frozen:
@@ -161,6 +170,23 @@ class Trainer:
             *json.loads(state["earlier"]),
             phase(config, state["step"], state["seconds"], state["dtype"]),
         ]
+
+    def _start_from_checkpoint(self, directory: Path) -> None:
+        frozen = bool(self.config.frozen)
+        model_directory = Path(self.config.frozen) if frozen else None
+        prophet = None
+        if self.config.starts:
+            prophet = load_prophet(directory, model_directory=model_directory)
+        if prophet is not None:
+            _require_same(f"{directory} has another shape of prophet", prophet, self.prophet)
+            self.prophet.load_state_dict(prophet.state_dict())
+        elif frozen:
+            raise TrainingError(f"start_from: {directory} has no prophet")
+        if not frozen:
+            model = load_model(directory)
+            _require_same(f"{directory} has another shape of model", model, self.model)
+            self.model.load_state_dict(model.state_dict())
+        self.earlier = phases_of(directory, prophet_alone=frozen)
 
     def _take(self, state: dict[str, Any]) -> None:
         """Weights and optimizer state; what was measured as the faster type stays that."""
@@ -337,21 +363,20 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def phase(config: TrainConfig, steps: int, seconds: float, dtype: str) -> dict[str, Any]:
-    """What a run did, in figures that its checkpoint can tell: files by name, not by path."""
-    record = asdict(config)
-    for name in ("data", "validation", "test"):
-        record[name] = [Path(path).name for path in record[name]]
-    for name in ("frozen", "start_from"):
-        record[name] = Path(record[name]).name
-    windows = (config.window_at(step) for step in range(steps))
-    return {
-        "config": record,
-        "steps": steps,
-        "bytes_seen": sum(rows * length for rows, length in windows) * config.accumulate,
-        "seconds": round(seconds),
-        "dtype": dtype.removeprefix("torch."),
-    }
+def _require_same(message: str, there: ByteLlama | Prophet, wanted: ByteLlama | Prophet) -> None:
+    """TrainingError with the fields in which the configurations of two networks differ."""
+    first, second = _flat(asdict(there.config)), _flat(asdict(wanted.config))
+    differing = [
+        f"{name} is {first[name]}, not {second[name]}"
+        for name in first
+        if first[name] != second[name]
+    ]
+    if differing:
+        raise TrainingError(f"start_from: {message}: {'; '.join(differing)}")
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    return {**{k: v for k, v in config.items() if k != "block"}, **config["block"]}
 
 
 def _networks(config: TrainConfig) -> tuple[ByteLlama, Prophet]:
