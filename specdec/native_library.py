@@ -39,6 +39,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "specdec_team": (_POINTER, [_INT]),
     "specdec_team_free": (None, [_POINTER]),
     "specdec_stack": (_POINTER, [_POINTER, ctypes.c_float, _INT, _INT]),
+    "specdec_text_bytes": (ctypes.c_int64, [_INT] * 3),
     "specdec_stack_free": (None, [_POINTER]),
     "specdec_block": (None, [_POINTER, _INT] + [_POINTER] * 6),
     "specdec_finish": (None, [_POINTER] * 5),

@@ -26,7 +26,8 @@ class NativeStack:
     """A stack and a head over `slots` caches of `places` each.
 
     `dtype` is that of weights and cache, bfloat16 or float32; with int8 weights have a scale for
-    each output, and the cache is bfloat16.  Sums are float32, or exact.
+    each output, and the cache is bfloat16.  Where bfloat16 is multiplied as 16-bit integers the
+    cache holds those, with a scale for each key and value.  Sums are float32, or exact.
     """
 
     def __init__(
@@ -90,9 +91,8 @@ class NativeStack:
 
 def slot_bytes(block: BlockConfig, depth: int, context: int, dtype: torch.dtype) -> int:
     """What `depth` blocks take of cache for a slot of `context` bytes, in the core's tiles."""
-    places = _padded(context + SLACK) * depth * block.num_key_value_heads
-    size = cache_dtype(dtype).itemsize
-    return places * (block.head_dim + _padded(block.head_dim)) * size
+    each: int = native_library().specdec_text_bytes(KINDS[dtype], context + SLACK, block.head_dim)
+    return each * depth * block.num_key_value_heads
 
 
 def cache_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -128,11 +128,6 @@ class NativeModel:
 
     def copy(self, source: int, target: int, places: int) -> None:
         self._library.specdec_model_copy(self.handle, source, target, places)
-
-
-def _padded(size: int) -> int:
-    """Up to whole tiles of 32 places or numbers."""
-    return -(-size // 32) * 32
 
 
 def plain(tensor: Tensor) -> Tensor:

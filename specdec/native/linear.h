@@ -124,29 +124,9 @@ template <class W, class K = Multiplied<W>> class Linear {
 
     template <int R, int B, bool ADD>
     void tile(const Inputs& inputs, float* y, int ldy, int block) const {
-        constexpr int LINE = 64 / sizeof(W);
-        // every loop over sums unrolled, or the compiler keeps them in memory
         typename K::Sum sums[R][2 * B];
-        const W* weights[B];
-        const typename K::Input* x = inputs.x;
-        size_t ldx = size_t(inputs.ld);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int i = 0; i < 2 * B; ++i) sums[r][i] = typename K::Sum{};
-        for (int b = 0; b < B; ++b) weights[b] = at(block + b);
-        for (int k = 0; k < steps_; ++k) {
-#pragma GCC unroll 8
-            for (int b = 0; b < B; ++b) {
-                const W* here = weights[b] + size_t(k) * K::SIZE;
-                for (int i = 0; i < K::SIZE; i += LINE)
-                    __builtin_prefetch(here + AHEAD / K::INPUTS * K::SIZE + i);
-                K w(here);
-#pragma GCC unroll 16
-                for (int r = 0; r < R; ++r)
-                    w.multiply(x[r * ldx + k], sums[r][2 * b], sums[r][2 * b + 1]);
-            }
-        }
+        add_up<K, R, B>(at(block), size_t(steps_) * K::SIZE, K::SIZE, steps_, AHEAD / K::INPUTS * K::SIZE,
+                        inputs.x, size_t(inputs.ld), sums);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8

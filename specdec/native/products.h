@@ -84,23 +84,32 @@ struct Integers {
         low += (vi)_mm256_madd_epi16(first, both);
         high += (vi)_mm256_madd_epi16(second, both);
     }
-    // `count` numbers in steps, the largest in `most`, behind an odd number a zero; the size of a step,
-    // NaN where one of the numbers is no finite one.
+    // `count` numbers in steps, the largest in `most`, behind an odd number a zero; the size of a step, NaN
+    // where one of the numbers is no finite one.
     static float round(const float* x, int count, int most, uint32_t* out) {
-        vu tops = {};
+        __m256i tops = _mm256_setzero_si256(), sign = _mm256_set1_epi32(INT32_MAX);
         int i = 0;
         for (; i + LANES <= count; i += LANES) {
-            vu part = *reinterpret_cast<const vu*>(x + i) & 0x7fffffffu;
-            tops = tops > part ? tops : part;  // without their signs floats are ordered as integers
+            __m256i part = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+            // without their signs floats are ordered as integers
+            tops = _mm256_max_epi32(tops, _mm256_and_si256(part, sign));
         }
-        uint32_t top = 0;
-        for (int lane = 0; lane < LANES; ++lane) top = std::max<uint32_t>(top, tops[lane]);
+        __m128i half = _mm_max_epi32(_mm256_castsi256_si128(tops), _mm256_extracti128_si256(tops, 1));
+        half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+        half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
+        uint32_t top = uint32_t(_mm_cvtsi128_si32(half));
         for (; i < count; ++i) top = std::max(top, bits_of(x[i]) & 0x7fffffffu);
         float largest;
         std::memcpy(&largest, &top, 4);
         float steps = largest > 0 && std::isfinite(largest) ? float(most) / largest : 0.0f;
+        to_steps(x, count, steps, out);
+        return std::isfinite(largest) ? largest / float(most) : NAN;
+    }
+    // `count` numbers times `steps`, to the nearest; behind an odd number a zero.
+    static void to_steps(const float* x, int count, float steps, uint32_t* out) {
         int16_t* to = reinterpret_cast<int16_t*>(out);
-        for (i = 0; i + PAIR <= count; i += PAIR) {
+        int i = 0;
+        for (; i + PAIR <= count; i += PAIR) {
             __m256i a = _mm256_cvtps_epi32(_mm256_loadu_ps(x + i) * steps);
             __m256i b = _mm256_cvtps_epi32(_mm256_loadu_ps(x + i + LANES) * steps);
             __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
@@ -108,7 +117,6 @@ struct Integers {
         }
         for (; i < count; ++i) to[i] = int16_t(std::nearbyint(x[i] * steps));
         if (count % 2) to[count] = 0;
-        return std::isfinite(largest) ? largest / float(most) : NAN;
     }
     __m256i first, second;
 
@@ -165,5 +173,28 @@ template <class W> struct Products { typedef Weights<W> Kind; };
 template <> struct Products<uint32_t> { typedef Halves Kind; };
 template <> struct Products<int8_t> { typedef Bytes Kind; };
 template <class W> using Multiplied = typename Products<W>::Kind;
+
+// Sums of products of R rows of inputs, `ldx` apart, with B blocks of weights that lie `apart`; from those
+// of one step, an input or a pair, to those of the next are `stride`, and what is `ahead` is asked for.
+template <class K, int R, int B, class W>
+[[gnu::always_inline]] inline void add_up(const W* weights, size_t apart, size_t stride, int steps, size_t ahead,
+                   const typename K::Input* x, size_t ldx, typename K::Sum (&sums)[R][2 * B]) {
+    constexpr int LINE = 64 / sizeof(W);
+    // every loop over sums unrolled, or the compiler keeps them in memory
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * B; ++i) sums[r][i] = typename K::Sum{};
+    for (int k = 0; k < steps; ++k, weights += stride) {
+#pragma GCC unroll 8
+        for (int b = 0; b < B; ++b) {
+            const W* here = weights + b * apart;
+            for (int i = 0; i < K::SIZE; i += LINE) __builtin_prefetch(here + ahead + i);
+            K w(here);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) w.multiply(x[r * ldx + k], sums[r][2 * b], sums[r][2 * b + 1]);
+        }
+    }
+}
 
 }  // namespace specdec

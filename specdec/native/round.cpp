@@ -253,6 +253,10 @@ void* specdec_stack(const int64_t* shape, float eps, int kind, int half_head) {
         stack = new StackOf<int8_t, float, uint32_t>(s, eps);
     return stack;
 }
+// What the cache of a key-value head takes for a text of so many places.
+int64_t specdec_text_bytes(int kind, int places, int head) {
+    return int64_t(kind ? Cache<uint32_t>::bytes(places, head) : Cache<float>::bytes(places, head));
+}
 void specdec_stack_free(void* stack) { delete static_cast<Stack*>(stack); }
 void specdec_block(void* stack, int layer, const float* attention_norm, const float* qkv,
                    const float* output, const float* ff_norm, const float* gate_up,

@@ -12,12 +12,12 @@
 
 #include <vector>
 
+#include "cache.h"
 #include "linear.h"
 #include "team.h"
 
 namespace specdec {
 
-constexpr int TOGETHER = SUMS > 16 ? 8 : 6;  // queries that read a slot's keys and values at once
 constexpr int FEW = 16;  // rows that every thread norms for itself, instead of waiting for others
 
 struct Shape {
@@ -45,16 +45,11 @@ class Stack {
 template <class W, class V, class C> class StackOf : public Stack {
    public:
     StackOf(const Shape& s, float eps) : s_(s), eps_(eps), blocks_(s.layers) {
-        capacity_ = padded(int(s.places));
-        head_padded_ = padded(int(s.head));
         qkv_ld_ = padded(int((s.heads + 2 * s.kv_heads) * s.head));
         mixed_ld_ = int(s.heads * s.head);
         width_ld_ = padded(int(s.width));
         ff_ld_ = padded(int(s.feed_forward));
-        key_size_ = size_t(capacity_) / PAIR * s.head * stride<C>();
-        value_size_ = size_t(capacity_) * head_padded_ / PAIR * stride<C>();
-        keys_ = Buffer<C>(s.layers * s.slots * s.kv_heads * key_size_);
-        values_ = Buffer<C>(s.layers * s.slots * s.kv_heads * value_size_);
+        cache_ = Cache<C>(s.layers * s.slots * s.kv_heads, int(s.places), int(s.head));
     }
 
     void block(int layer, const float* attention_norm, const float* qkv, const float* output,
@@ -79,13 +74,9 @@ template <class W, class V, class C> class StackOf : public Stack {
     int width() const override { return int(s_.width); }
 
     void copy(int source, int target, int places) override {
-        size_t key = size_t(padded(places)) / PAIR * s_.head * stride<C>();
-        size_t value = size_t(places) * head_padded_ / PAIR * stride<C>();
         for (int layer = 0; layer < s_.layers; ++layer)
-            for (int h = 0; h < s_.kv_heads; ++h) {
-                std::copy_n(key_at(layer, source, h), key, key_at(layer, target, h));
-                std::copy_n(value_at(layer, source, h), value, value_at(layer, target, h));
-            }
+            for (int h = 0; h < s_.kv_heads; ++h)
+                cache_.copy(text(layer, source, h), text(layer, target, h), places);
     }
 
     void forward(Team& team, int rows, int finished, int scored, const float* input,
@@ -109,23 +100,19 @@ template <class W, class V, class C> class StackOf : public Stack {
         Gated<W> gate_up;
     };
 
-    C* key_at(int layer, int64_t slot, int h) {
-        return keys_.data() + ((layer * s_.slots + slot) * s_.kv_heads + h) * key_size_;
-    }
-    C* value_at(int layer, int64_t slot, int h) {
-        return values_.data() + ((layer * s_.slots + slot) * s_.kv_heads + h) * value_size_;
+    int64_t text(int layer, int64_t slot, int h) const {
+        return (layer * s_.slots + slot) * s_.kv_heads + h;
     }
 
     void reserve(int rows, int threads) {
-        if (rows <= reserved_ && threads <= int(scores_.size())) return;
+        if (rows <= reserved_ && threads <= int(scratch_.size())) return;
         rows = reserved_ = std::max(rows, reserved_);
         x_.assign(size_t(rows) * width_ld_, 0);
         normed_.assign(size_t(rows) * width_ld_, 0);
         qkv_.assign(size_t(rows) * qkv_ld_, 0);
         mixed_.assign(size_t(rows) * mixed_ld_, 0);
         gated_.assign(size_t(rows) * ff_ld_, 0);
-        scores_.resize(threads);
-        for (auto& scores : scores_) scores.assign(size_t(TOGETHER) * capacity_, 0);
+        scratch_.assign(threads, cache_.scratch());
         own_normed_.resize(threads);
         for (auto& normed : own_normed_) normed.assign(size_t(FEW) * width_ld_, 0);
     }
@@ -139,19 +126,10 @@ template <class W, class V, class C> class StackOf : public Stack {
         }
     }
 
-    void put_away(int layer, int64_t slot, int h, int place, const float* key, const float* value) {
-        C* at = key_at(layer, slot, h) + size_t(place / PAIR) * s_.head * stride<C>();
-        for (int i = 0; i < s_.head; ++i) put(at + size_t(i) * stride<C>(), place % PAIR, key[i]);
-        at = value_at(layer, slot, h) + size_t(place) * head_padded_ / PAIR * stride<C>();
-        int i = 0;
-        for (; i + PAIR <= s_.head; i += PAIR) store(at + i / PAIR * stride<C>(), value + i);
-        for (; i < s_.head; ++i) put(at, i, value[i]);
-    }
-
     // Turns queries and keys of the rows and puts keys and values away; `mine` counts key
     // heads of rows, head by head: places side by side share cache lines, which should stay with a
     // thread.
-    void arrange(Span mine, int layer, int rows, const int64_t* slot, const int64_t* position,
+    void arrange(int t, Span mine, int layer, int rows, const int64_t* slot, const int64_t* position,
                  const int64_t* index) {
         int head = int(s_.head), heads = int(s_.heads), kv_heads = int(s_.kv_heads);
         for (int unit = mine.begin; unit < mine.end; ++unit) {
@@ -162,126 +140,14 @@ template <class W, class V, class C> class StackOf : public Stack {
             for (int g = 0; g < groups; ++g) turn(row + (h * groups + g) * head, cos, sin);
             float* key = row + (heads + h) * head;
             turn(key, cos, sin);
-            put_away(layer, slot[r], h, int(index[r]), key, key + kv_heads * head);
+            cache_.put(text(layer, slot[r], h), int(index[r]), key, key + kv_heads * head, scratch_[t]);
         }
-    }
-
-    // Scores of Q queries against N blocks of PAIR places, from block `at` on.
-    template <int Q, int N>
-    void dot(const float* const* queries, const C* keys, float scale, float* const* scores,
-             int at) const {
-        vf sums[N][2 * Q];
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n)
-#pragma GCC unroll 16
-            for (int i = 0; i < 2 * Q; ++i) sums[n][i] = vf{};
-        size_t step = size_t(s_.head) * stride<C>();
-        keys += at * step;
-        for (int i = 0; i < s_.head; ++i) {
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) {
-                vf first, second;
-                const C* here = keys + n * step + size_t(i) * stride<C>();
-                __builtin_prefetch(here + N * step);
-                load(here, first, second);
-#pragma GCC unroll 8
-                for (int q = 0; q < Q; ++q) {
-                    float x = queries[q][i];
-                    sums[n][2 * q] += first * x;
-                    sums[n][2 * q + 1] += second * x;
-                }
-            }
-        }
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n)
-#pragma GCC unroll 16
-            for (int i = 0; i < 2 * Q; ++i)
-                *reinterpret_cast<vf*>(scores[i / 2] + (at + n) * PAIR + i % 2 * LANES) =
-                    sums[n][i] * scale;
-    }
-
-    // Scores of `places` places to weights that are still to be divided by their sum, returned; from
-    // there to `end`, a multiple of PAIR, weights of 0.
-    static float exponentials(float* scores, int places, int end) {
-        for (int i = places; i < end; ++i) scores[i] = -INFINITY;
-        vf best = vf{} - INFINITY, total = {};
-        for (int i = 0; i < end; i += LANES) {
-            vf score = *reinterpret_cast<const vf*>(scores + i);
-            best = best > score ? best : score;
-        }
-        float top = largest(best);
-        for (int i = 0; i < end; i += LANES) {
-            vf* at = reinterpret_cast<vf*>(scores + i);
-            *at = vexp(*at - top);
-            total += *at;
-        }
-        return sum(total);
-    }
-
-    // N parts of PAIR numbers, from `part` on, of values weighed for Q queries over `places` places.
-    template <int Q, int N>
-    void weigh(const C* values, int places, const float* const* weights, const float* totals,
-               float* const* outs, int part) const {
-        vf sums[Q][2 * N];
-#pragma GCC unroll 8
-        for (int q = 0; q < Q; ++q)
-#pragma GCC unroll 8
-            for (int i = 0; i < 2 * N; ++i) sums[q][i] = vf{};
-        size_t step = size_t(head_padded_) / PAIR * stride<C>();
-        values += part * stride<C>();
-        for (int p = 0; p < places; ++p, values += step) {
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) {
-                vf first, second;
-                const C* here = values + n * stride<C>();
-                __builtin_prefetch(here + 16 * step);
-                load(here, first, second);
-#pragma GCC unroll 8
-                for (int q = 0; q < Q; ++q) {
-                    float weight = weights[q][p];
-                    sums[q][2 * n] += first * weight;
-                    sums[q][2 * n + 1] += second * weight;
-                }
-            }
-        }
-#pragma GCC unroll 8
-        for (int q = 0; q < Q; ++q) {
-            alignas(64) float out[N * PAIR];
-#pragma GCC unroll 8
-            for (int i = 0; i < 2 * N; ++i)
-                *reinterpret_cast<vf*>(out + i * LANES) = sums[q][i] / totals[q];
-            std::copy_n(out, std::min(N * PAIR, int(s_.head) - part * PAIR), outs[q] + part * PAIR);
-        }
-    }
-
-    // Q queries over the first places of one slot's keys and values; each by itself, side by side.
-    template <int Q>
-    void attend(const float* const* queries, const int* places, const C* keys, const C* values,
-                float* scores, float* const* outs) const {
-        // at least eight sums hide the latency
-        constexpr int N = 4 * Q <= TOGETHER ? 4 : 2 * Q <= TOGETHER ? 2 : 1;
-        float scale = 1.0f / std::sqrt(float(s_.head)), totals[Q];
-        float* of[Q];
-        for (int q = 0; q < Q; ++q) of[q] = scores + size_t(q) * capacity_;
-        int blocks = (*std::max_element(places, places + Q) + PAIR - 1) / PAIR, b = 0;
-        for (; b + N <= blocks; b += N) dot<Q, N>(queries, keys, scale, of, b);
-        if constexpr (N > 2)
-            for (; b + 2 <= blocks; b += 2) dot<Q, 2>(queries, keys, scale, of, b);
-        for (; b < blocks; ++b) dot<Q, 1>(queries, keys, scale, of, b);
-        // beyond a query's own places weights are 0
-        for (int q = 0; q < Q; ++q) totals[q] = exponentials(of[q], places[q], blocks * PAIR);
-        int most = *std::max_element(places, places + Q), parts = head_padded_ / PAIR, part = 0;
-        for (; part + N <= parts; part += N) weigh<Q, N>(values, most, of, totals, outs, part);
-        if constexpr (N > 2)
-            for (; part + 2 <= parts; part += 2) weigh<Q, 2>(values, most, of, totals, outs, part);
-        for (; part < parts; ++part) weigh<Q, 1>(values, most, of, totals, outs, part);
     }
 
     // Queries [from, to) of those that rows from `first` on, all of one slot, have for key-value head h.
     void attend_span(int t, int layer, int first, int h, int from, int to, const int64_t* slot,
                      const int64_t* index) {
         int groups = int(s_.heads / s_.kv_heads), head = int(s_.head);
-        const C *keys = key_at(layer, slot[first], h), *values = value_at(layer, slot[first], h);
         while (from < to) {
             int size = std::min(TOGETHER, to - from), places[TOGETHER];
             const float* query[TOGETHER];
@@ -292,18 +158,9 @@ template <class W, class V, class C> class StackOf : public Stack {
                 out[q] = &mixed_[size_t(row) * mixed_ld_ + which * head];
                 places[q] = int(index[row]) + 1;
             }
-            attend_some(size, query, places, keys, values, scores_[t].data(), out);
+            cache_.attend(text(layer, slot[first], h), size, query, places, out, scratch_[t]);
             from += size;
         }
-    }
-
-    template <int Q = TOGETHER>
-    void attend_some(int size, const float* const* queries, const int* places, const C* keys,
-                     const C* values, float* scores, float* const* outs) const {
-        if constexpr (Q > 1)
-            if (size < Q)
-                return attend_some<Q - 1>(size, queries, places, keys, values, scores, outs);
-        attend<Q>(queries, places, keys, values, scores, outs);
     }
 
     // Key-value heads `own` with their queries, or where they do not go round among the threads
@@ -359,12 +216,12 @@ template <class W, class V, class C> class StackOf : public Stack {
             norm(b.attention_norm);
             if (by_head) {
                 project_heads(b, own, rows, normed);
-                arrange({own.begin * rows, own.end * rows}, layer, rows, slot, position, index);
+                arrange(t, {own.begin * rows, own.end * rows}, layer, rows, slot, position, index);
             } else {
                 Span out = share(b.qkv.blocks(), t, threads);
                 b.qkv.template run<false>(normed, width_ld_, rows, qkv_.data(), qkv_ld_, out.begin, out.end);
                 team.barrier();
-                arrange(share(rows * kv_heads, t, threads), layer, rows, slot, position, index);
+                arrange(t, share(rows * kv_heads, t, threads), layer, rows, slot, position, index);
                 team.barrier();
             }
             if (layer + 1 == s_.layers) {
@@ -392,14 +249,14 @@ template <class W, class V, class C> class StackOf : public Stack {
 
     Shape s_;
     float eps_;
-    int capacity_, head_padded_, qkv_ld_, mixed_ld_, width_ld_, ff_ld_, reserved_ = 0;
-    size_t key_size_, value_size_;
+    int qkv_ld_, mixed_ld_, width_ld_, ff_ld_, reserved_ = 0;
     std::vector<Block> blocks_;
     std::vector<float> norm_, cos_, sin_;
     Linear<V, Weights<V>> head_;
-    Buffer<C> keys_, values_;
+    Cache<C> cache_;
     std::vector<float> x_, normed_, qkv_, mixed_, gated_;
-    std::vector<std::vector<float>> scores_, own_normed_;  // of each thread
+    std::vector<typename Cache<C>::Scratch> scratch_;  // of each thread
+    std::vector<std::vector<float>> own_normed_;
 };
 
 }  // namespace specdec

@@ -85,13 +85,14 @@ inline void store(uint32_t* at, const float* x) {
 }
 inline void store(float* at, const float* x) { std::memcpy(at, x, PAIR * sizeof(float)); }
 
-// exp, to about an ulp; 0 below -87, and above 88 what it is there: float32 ends
+// exp, to about an ulp; 0 below -87.7, and above 88 what it is there: float32 ends
 inline vf vexp(vf x) {
-    vf clamped = x > -87.0f ? x : (vf{} - 87.0f);
-    clamped = clamped < 88.0f ? clamped : (vf{} + 88.0f);
-    vf n = clamped * 1.44269504f;
-    vi k = __builtin_convertvector(n + (n > 0.0f ? (vf{} + 0.5f) : (vf{} - 0.5f)), vi);
-    vf kf = __builtin_convertvector(k, vf);
+    const vf least = vf{} - 88.0f, most = vf{} + 88.0f;
+    vf clamped = x > least ? x : least;
+    clamped = clamped < most ? clamped : most;
+    constexpr float ROUND = 12582912.0f;  // what is added to it is rounded, and its last bits are a number
+    vf n = clamped * 1.44269504f + ROUND;
+    vf kf = n - ROUND;
     vf r = clamped - kf * 0.693359375f;
     r = r - kf * -2.12194440e-4f;
     vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -100,8 +101,7 @@ inline vf vexp(vf x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    vf scaled = p * (vf)((k + 127) << 23);
-    return x > -87.0f ? scaled : vf{};
+    return p * (vf)(((vu)n << 23) + 0x3f800000u);  // 2 to the power of -127 would be this 0
 }
 
 inline float sum(vf x) {  // halves, then halves of those: a fixed order

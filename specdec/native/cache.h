@@ -1,0 +1,242 @@
+// Keys and values of texts, and attention over them.  A text is a slot's, as one key-value head of a layer
+// sees it.
+//
+// Keys are the weights of a product whose outputs are places, values of one whose inputs are: both lie
+// as products.h wants them, [block of PAIR places][input][PAIR] and [place][part of PAIR numbers][PAIR],
+// in pairs of inputs or of places where numbers are multiplied in pairs.  Kept in steps, each key and
+// each value of a place has its own size of a step; those of values go into the weights of places, and
+// both lie behind a block's keys, which are read first.
+//
+// A query's attention is by itself, whoever reads the same keys beside it: its own places, in order.
+
+#pragma once
+
+#include <vector>
+
+#include "products.h"
+
+namespace specdec {
+
+constexpr int TOGETHER = SUMS > 16 ? 8 : 6;  // queries that read a text's keys and values at once
+
+template <class C> class Cache {
+    // in steps where weights are: pairs of bfloat16 would round queries and weights of places
+    typedef std::conditional_t<Multiplied<C>::IN_STEPS, Multiplied<C>, Weights<C>> K;
+    typedef typename K::Input Input;
+    typedef typename K::Sum Sum;
+
+   public:
+    // What a thread needs for itself: of TOGETHER queries these, scores of places and, in steps, their
+    // weights, and of one key or value what it is rounded to.
+    struct Scratch {
+        std::vector<Input> queries;
+        std::vector<float> scores;
+        std::vector<Input> weights;
+        std::vector<uint32_t> rounded;
+    };
+
+    Cache() = default;
+    Cache(int64_t texts, int places, int head) : Cache(places, head) {
+        keys_ = Buffer<C>(texts * key_size_);
+        values_ = Buffer<C>(texts * value_size_);
+    }
+
+    // What a text takes.
+    static size_t bytes(int places, int head) {
+        Cache one(places, head);
+        return (one.key_size_ + one.value_size_) * sizeof(C);
+    }
+
+    Scratch scratch() const {
+        Scratch s;
+        s.queries.assign(size_t(TOGETHER) * width_, 0);
+        s.scores.assign(size_t(TOGETHER) * row_, 0);
+        if constexpr (K::IN_STEPS) {
+            s.weights.assign(size_t(TOGETHER) * row_, 0);
+            s.rounded.assign(width_, 0);
+        }
+        return s;
+    }
+
+    void copy(int64_t source, int64_t target, int places) {
+        std::copy_n(keys(source), size_t(padded(places)) / PAIR * block_, keys(target));
+        std::copy_n(values(source), size_t(inputs(places)) * width_ / PAIR * K::SIZE, values(target));
+    }
+
+    void put(int64_t text, int place, const float* key, const float* value, Scratch& scratch) {
+        C* at = keys(text) + size_t(place / PAIR) * block_;
+        auto put_key = [&](int i, auto x) {
+            K::put(at + size_t(i / K::INPUTS) * K::SIZE, place % PAIR, i % K::INPUTS, x);
+        };
+        C* to = values(text) + size_t(place / K::INPUTS) * width_ / PAIR * K::SIZE;
+        auto put_value = [&](int i, auto x) {
+            K::put(to + size_t(i / PAIR) * K::SIZE, i % PAIR, place % K::INPUTS, x);
+        };
+        if constexpr (K::IN_STEPS) {
+            const int16_t* steps = reinterpret_cast<const int16_t*>(scratch.rounded.data());
+            C* sizes = at + block_ - 2 * PAIR + place % PAIR;
+            float size = K::round(key, head_, CACHED, scratch.rounded.data());
+            std::memcpy(sizes, &size, sizeof size);
+            for (int i = 0; i < head_; ++i) put_key(i, steps[i]);
+            size = K::round(value, head_, CACHED, scratch.rounded.data());
+            std::memcpy(sizes + PAIR, &size, sizeof size);
+            for (int i = 0; i < head_; ++i) put_value(i, steps[i]);
+        } else {
+            for (int i = 0; i < head_; ++i) put_key(i, key[i]);
+            for (int i = 0; i < head_; ++i) put_value(i, value[i]);
+        }
+    }
+
+    // `size` queries, TOGETHER at most, over each's first `places` of a text.
+    template <int Q = TOGETHER>
+    void attend(int64_t text, int size, const float* const* queries, const int* places,
+                float* const* outs, Scratch& scratch) const {
+        if constexpr (Q > 1)
+            if (size < Q) return attend<Q - 1>(text, size, queries, places, outs, scratch);
+        // at least eight sums hide the latency
+        constexpr int N = 4 * Q <= TOGETHER ? 4 : 2 * Q <= TOGETHER ? 2 : 1;
+        float scale = 1.0f / std::sqrt(float(head_)), scales[Q];
+        Input* asked = scratch.queries.data();
+        float* scores = scratch.scores.data();
+        for (int q = 0; q < Q; ++q) {
+            scales[q] = scale;
+            if constexpr (K::IN_STEPS) {
+                int most = std::min<int>(INT16_MAX, INT32_MAX / (CACHED * head_));
+                scales[q] *= K::round(queries[q], head_, most, asked + q * width_);
+            } else {
+                std::copy_n(queries[q], head_, asked + q * width_);
+            }
+        }
+        int most = *std::max_element(places, places + Q), blocks = (most + PAIR - 1) / PAIR, b = 0;
+        for (; b + N <= blocks; b += N) score<Q, N>(text, asked, scales, scores, b);
+        if constexpr (N > 2)
+            for (; b + 2 <= blocks; b += 2) score<Q, 2>(text, asked, scales, scores, b);
+        for (; b < blocks; ++b) score<Q, 1>(text, asked, scales, scores, b);
+        const Input* weights;
+        if constexpr (K::IN_STEPS)
+            weights = scratch.weights.data();
+        else
+            weights = scores;
+        for (int q = 0; q < Q; ++q) {
+            float* own = scores + size_t(q) * row_;
+            // beyond a query's own places weights are 0
+            std::fill(own + places[q], own + blocks * PAIR, -INFINITY);
+            if constexpr (K::IN_STEPS)
+                scales[q] = weights_in_steps(own, keys(text), places[q], blocks,
+                                             scratch.weights.data() + size_t(q) * row_);
+            else
+                scales[q] = exponentials(own, blocks * PAIR);
+        }
+        int steps = inputs(most), parts = width_ / PAIR, part = 0;
+        for (; part + N <= parts; part += N) weigh<Q, N>(text, steps, weights, scales, outs, part);
+        if constexpr (N > 2)
+            for (; part + 2 <= parts; part += 2) weigh<Q, 2>(text, steps, weights, scales, outs, part);
+        for (; part < parts; ++part) weigh<Q, 1>(text, steps, weights, scales, outs, part);
+    }
+
+   private:
+    Cache(int places, int head) : head_(head), capacity_(padded(places)), width_(padded(head)) {
+        row_ = capacity_ + PAIR;
+        block_ = size_t(inputs(head_)) * K::SIZE + (K::IN_STEPS ? 2 * PAIR : 0);
+        key_size_ = size_t(capacity_) / PAIR * block_;
+        value_size_ = size_t(inputs(capacity_)) * width_ / PAIR * K::SIZE;
+    }
+
+    static constexpr int CACHED = 4095;  // steps of a key's or a value's largest number
+
+    static int inputs(int n) { return (n + K::INPUTS - 1) / K::INPUTS; }
+    C* keys(int64_t text) { return keys_.data() + text * key_size_; }
+    const C* keys(int64_t text) const { return keys_.data() + text * key_size_; }
+    C* values(int64_t text) { return values_.data() + text * value_size_; }
+    const C* values(int64_t text) const { return values_.data() + text * value_size_; }
+    // Sizes of the steps of LANES keys (which = 0) or values (1) of a block, from lane `i` on.
+    vf sizes(const C* block, int which, int i) const {
+        return (vf)*reinterpret_cast<const vu*>(block + block_ - (2 - which) * PAIR + i);
+    }
+
+    // Scores of Q queries against N blocks of PAIR places, from block `at` on.
+    template <int Q, int N>
+    void score(int64_t text, const Input* queries, const float* scales, float* scores, int at) const {
+        Sum sums[Q][2 * N];
+        const C* first = keys(text) + at * block_;
+        add_up<K, Q, N>(first, block_, K::SIZE, inputs(head_), N * block_, queries, width_, sums);
+#pragma GCC unroll 8
+        for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 8
+            for (int i = 0; i < 2 * N; ++i) {
+                vf value = __builtin_convertvector(sums[q][i], vf) * scales[q];
+                if constexpr (K::IN_STEPS)
+                    value *= sizes(first + i / 2 * block_, 0, i % 2 * LANES);
+                *reinterpret_cast<vf*>(scores + size_t(q) * row_ + at * PAIR + i * LANES) = value;
+            }
+    }
+
+    static float highest(const float* scores, int end) {
+        vf best = vf{} - INFINITY;
+        for (int i = 0; i < end; i += LANES) {
+            vf score = *reinterpret_cast<const vf*>(scores + i);
+            best = best > score ? best : score;
+        }
+        return largest(best);
+    }
+
+    // Scores to weights of places; what they are to be multiplied by, to be 1 in all.
+    static float exponentials(float* scores, int end) {
+        float top = highest(scores, end);
+        vf total = {};
+        for (int i = 0; i < end; i += LANES) {
+            vf* at = reinterpret_cast<vf*>(scores + i);
+            *at = vexp(*at - top);
+            total += *at;
+        }
+        return 1.0f / sum(total);
+    }
+
+    // The same, each times the size of its value's step, in steps: so many as the sums' 31 bits allow.
+    float weights_in_steps(float* scores, const C* keys, int places, int blocks, Input* out) const {
+        int end = blocks * PAIR;
+        float top = highest(scores, end);
+        vf total = {}, weighed = {}, most = {};
+        for (int b = 0; b < blocks; ++b, keys += block_)
+            for (int i = 0; i < PAIR; i += LANES) {
+                vf* at = reinterpret_cast<vf*>(scores + b * PAIR + i);
+                vf weight = vexp(*at - top), value = weight * sizes(keys, 1, i);
+                total += weight;
+                // what lies beyond a query's places may be of another text, and not finite
+                value = weight > 0.0f ? value : vf{};
+                weighed += value;
+                most = most > value ? most : value;
+                *at = value;
+            }
+        float all = sum(weighed), size = largest(most) / INT16_MAX;
+        size = std::max(size, all / (float(INT32_MAX / CACHED) - float(places)));
+        K::to_steps(scores, end, size > 0 ? 1 / size : 0, out);
+        return std::isfinite(all) ? size / sum(total) : NAN;
+    }
+
+    // N parts of PAIR numbers, from `part` on, of values weighed for Q queries, `steps` places or pairs.
+    template <int Q, int N>
+    void weigh(int64_t text, int steps, const Input* weights, const float* scales, float* const* outs,
+               int part) const {
+        Sum sums[Q][2 * N];
+        size_t place = size_t(width_) / PAIR * K::SIZE;
+        add_up<K, Q, N>(values(text) + part * K::SIZE, K::SIZE, place, steps,
+                           16 / K::INPUTS * place, weights, row_, sums);
+#pragma GCC unroll 8
+        for (int q = 0; q < Q; ++q) {
+            alignas(64) float out[N * PAIR];
+#pragma GCC unroll 8
+            for (int i = 0; i < 2 * N; ++i)
+                *reinterpret_cast<vf*>(out + i * LANES) =
+                    __builtin_convertvector(sums[q][i], vf) * scales[q];
+            std::copy_n(out, std::min(N * PAIR, head_ - part * PAIR), outs[q] + part * PAIR);
+        }
+    }
+
+    int head_ = 0, capacity_ = 0, width_ = 0;
+    int row_ = 0;  // of scores and weights; powers of two would share the cache's lines
+    size_t block_ = 0, key_size_ = 0, value_size_ = 0;
+    Buffer<C> keys_, values_;
+};
+
+}  // namespace specdec
