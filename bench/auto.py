@@ -1,7 +1,8 @@
 """`python -m bench.auto`: mode auto against base and fixed draft lengths, through the engine.
 
 Answers are wanted whole.  A turn decodes the same prompts with the same seeds once in every mode,
-in an order that changes from turn to turn; outputs are compared.  Ratios to base are paired by
+in an order that changes from turn to turn, those that ratios are made of side by side: a shared
+machine is another a second later. Outputs are compared.  Ratios to base are paired by
 turn; the lower bound is that of the 95 % interval of their median, from their order alone (sign
 test), so that a turn which something else held up counts like any other.  Base itself is held
 against an engine that has no prophet, which is asked in the same turns; auto also against itself
@@ -154,9 +155,7 @@ def main(arguments: list[str]) -> int:
                 bytes_per_round: dict[str, list[float]] = {name: [] for name in modes}
                 for turn in range(options.turns):
                     chosen = [prompts[(turn * batch + i) % len(prompts)] for i in range(batch)]
-                    names = list(modes)
-                    random.Random(turn).shuffle(names)  # nobody always behind the same other
-                    outputs = {}
+                    names, outputs = _order(list(modes), random.Random(turn)), {}
                     for name in names:
                         elapsed, outputs[name], rate = run(
                             bare if name == BARE else engine,
@@ -186,6 +185,15 @@ def main(arguments: list[str]) -> int:
         facts = machine(torch.device("cpu"))
         write_json(options.json, {**facts, "turns": options.turns, "results": results})
     return 1 if differing and engine.info.exactness == "exact" else 0
+
+
+def _order(modes: list[str], draw: random.Random) -> list[str]:
+    """Nobody always behind the same other, and pairs side by side."""
+    paired = ["base", "auto", BARE]
+    others = [name for name in modes if name not in paired]
+    for part in (paired, others):
+        draw.shuffle(part)
+    return paired + others if draw.random() < 0.5 else others + paired
 
 
 def _row(

@@ -21,6 +21,9 @@ from specdec.packed import SLACK
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """What weights may be, as the core numbers it."""
 
+MOST_PLACES = 500_000
+"""Of a text: sums of 31 bits hold no more weights of places times values (native/cache.h)."""
+
 
 class NativeStack:
     """A stack and a head over `slots` caches of `places` each.
@@ -35,6 +38,8 @@ class NativeStack:
     ) -> None:
         if dtype not in KINDS:
             raise ValueError(f"the compiled core has no {dtype}")
+        if places > MOST_PLACES:
+            raise ValueError(f"{places} places exceed the compiled core's {MOST_PLACES}")
         # what becomes integers comes as the checkpoint has it
         rounded = torch.float32 if dtype == torch.int8 else dtype
         self._library, self._team = native_library(), team()

@@ -23,7 +23,7 @@ from specdec.invariance import measure_invariance
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library
 from specdec.native_round import MEMORY, NativeDrafter, _Buffers
-from specdec.native_stack import NativeModel
+from specdec.native_stack import NativeModel, NativeStack
 from specdec.noise import gumbel
 from specdec.packed import PackedModel
 from specdec.prophet import Prophet
@@ -113,7 +113,7 @@ def test_bfloat16_is_what_weights_and_cache_are_rounded_to() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_attention_looks_far_back_in_bfloat16_too(shape: tuple[int, int, int, int, int]) -> None:
-    """What is rounded beside the weights, over places that keys of very different sizes are at."""
+    """Keys, values and what they are multiplied by are rounded; attention is sharp."""
     model = shaped(*shape)
     with torch.no_grad():
         for block in model.stack.blocks:
@@ -151,17 +151,19 @@ def test_int8_is_what_weights_are_rounded_to(shape: tuple[int, int, int, int, in
     assert (eight - rounded).abs().mean() < 0.5 * (exact - rounded).abs().mean()
 
 
-def test_a_copied_slot_goes_on_like_its_source() -> None:
+@pytest.mark.parametrize("kept", [70, 71])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copied_slot_goes_on_like_its_source(dtype: torch.dtype, kept: int) -> None:
     model = tiny_model()
-    native = NativeModel(model, slots=2, context=120, dtype=torch.bfloat16)
-    text = torch.randint(0, 256, (100,))
-    place = torch.arange(100)
-    native.forward(
-        text[:70], torch.zeros(70, dtype=torch.int64), place[:70], place[:70], ((1, 70),)
-    )
-    native.copy(0, 1, 70)
+    native = NativeModel(model, slots=2, context=120, dtype=dtype)
+    text, place, size = torch.randint(0, 256, (100,)), torch.arange(100), 100 - kept
+    first = torch.zeros(kept, dtype=torch.int64)
+    native.forward(text[:kept], first, place[:kept], place[:kept], ((1, kept),))
+    native.copy(0, 1, kept)
     rows = [
-        native.forward(text[70:], torch.full((30,), slot), place[70:], place[70:], ((1, 30),))
+        native.forward(
+            text[kept:], torch.full((size,), slot), place[kept:], place[kept:], ((1, size),)
+        )
         for slot in (0, 1)
     ]
     assert torch.equal(rows[0][1], rows[1][1])
@@ -296,6 +298,12 @@ def test_kernels_are_chosen_by_name_and_by_what_fits() -> None:
     assert kind(torch.float64, "auto") is kind(torch.float32, "torch") is PackedModel
     with pytest.raises(ValueError, match=r"kernels: .* not torch.float64"):
         kind(torch.float64, "native")
+
+
+def test_a_text_that_sums_cannot_hold_is_refused() -> None:
+    model = tiny_model()
+    with pytest.raises(ValueError, match="600000 places exceed the compiled core's 500000"):
+        NativeStack(model.stack, model.head_weight, slots=1, places=600_000, dtype=torch.bfloat16)
 
 
 def test_int8_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,7 +544,7 @@ def test_a_row_of_no_numbers_spoils_no_other() -> None:
         _, logits = passes.stack.forward(spoiled, slot, place, place)
         assert logits[1].isnan().all()
         assert torch.equal(logits[[0, 2]], sound[[0, 2]])
-    # nor another text in its place, of which a longer one's places are beyond
+    # nor another text in its place, beyond which those of the longer one are
     for index in (1, 2, 3):
         passes.stack.forward(spoiled, slot, place + index, place + index)
     for index in range(3):
@@ -544,6 +552,23 @@ def test_a_row_of_no_numbers_spoils_no_other() -> None:
         assert logits.isfinite().all()
         _, alone = passes.stack.forward(x[1:2], slot[:1], place[:1] + index, place[:1] + index)
         assert torch.equal(logits[1:2], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_place_of_no_numbers_is_not_passed_over(dtype: torch.dtype) -> None:
+    """By no row of its text, alone or beside rows that look further."""
+    model = tiny_model()
+    width = model.config.block.hidden_size
+    for alone in (True, False):
+        passes = NativeModel(model, slots=1, context=40, dtype=dtype)
+        text = torch.randn(30, width, generator=torch.Generator().manual_seed(3))
+        text[8] = float("nan")
+        for index in range(15):
+            place = torch.tensor([index])
+            passes.stack.forward(text[index : index + 1], torch.zeros(1).long(), place, place)
+        place = torch.arange(15, 16 if alone else 30)
+        _, logits = passes.stack.forward(text[place], torch.zeros(len(place)).long(), place, place)
+        assert logits.isnan().all()
 
 
 @pytest.mark.parametrize("parallel", [False, True])

@@ -333,7 +333,7 @@ def test_training_goes_on_from_a_checkpoint(
             [*still, *TINY, "--depth", 3, "--start-from", shipped],
             f"start_from: {shipped} has another shape of model: num_hidden_layers is 2, not 3",
         ),
-        ([*still, *TINY, "--start-from", tmp_path], f"{tmp_path / 'last.pt'}: is not a save"),
+        ([*still, *TINY, "--start-from", tmp_path], f"start_from: {tmp_path} is neither a run"),
     ):
         assert command(*flags, "--out", tmp_path / "wrong") == 1
         assert message in capsys.readouterr().err
@@ -353,6 +353,8 @@ def test_joint_training_then_distillation(
     assert all(torch.equal(second[f"model.{name}"], kept[name]) for name in kept)
     for name in (name for name in first if name.startswith("prophet.")):
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-4)
+    card = (distilled / "checkpoint" / "README.md").read_text()
+    assert card.count("| model and prophet |") == card.count("| prophet, model frozen |") == 1
 
     other = [*flags, "--leading-states", 3, "--out", tmp_path / "other"]
     assert main([str(x) for x in other]) == 1

@@ -4,7 +4,6 @@ Knows dictionaries and the files that hold them; how a model card shows them is 
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ PHASE = ("config", "steps", "bytes_seen", "seconds", "dtype")
 
 def phase(config: TrainConfig, steps: int, seconds: float, dtype: str) -> Record:
     """What a run did, in figures that its checkpoint can tell: files by name, not by path."""
-    record = asdict(config)
+    record: Record = json.loads(config.to_json())  # as it will be read again
     for name in ("data", "validation", "test"):
         record[name] = [Path(path).name for path in record[name]]
     for name in ("frozen", "start_from"):
@@ -64,4 +63,5 @@ def _read(checkpoint: Path) -> Record | None:
     if not path.exists():
         return None
     record: Record = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    # there may be a file of somebody else's by that name
+    return record if {*PHASE, "model", "earlier"} <= record.keys() else None

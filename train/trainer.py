@@ -148,8 +148,10 @@ class Trainer:
         """Of a run, or of a checkpoint or one that holds a prophet alone."""
         if any((directory / name).exists() for name in (CONFIG, PROPHET_CONFIG)):
             self._start_from_checkpoint(directory)
-        else:
+        elif (directory / "last.pt").exists():
             self._start_from_run(directory / "last.pt")
+        else:
+            raise TrainingError(f"start_from: {directory} is neither a run nor a checkpoint")
 
     def _start_from_run(self, path: Path) -> None:
         state = read_save(path, self.device)

@@ -60,7 +60,8 @@ class Row {
             filter(scores);
             return perturbed_best(scores, Noise(uint64_t(s_.seed[slot_]), uint64_t(position)));
         }
-        return int(std::find(scores, scores + BYTES, largest(scores)) - scores);  // the first of equals
+        // the first of equals; of no numbers at all the last
+        return int(std::find(scores, scores + BYTES - 1, largest(scores)) - scores);
     }
 
    private:

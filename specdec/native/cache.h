@@ -11,6 +11,7 @@
 
 #pragma once
 
+#include <cfloat>
 #include <vector>
 
 #include "products.h"
@@ -83,7 +84,9 @@ template <class C> class Cache {
             for (int i = 0; i < head_; ++i) put_value(i, steps[i]);
         } else {
             for (int i = 0; i < head_; ++i) put_key(i, key[i]);
-            for (int i = 0; i < head_; ++i) put_value(i, value[i]);
+            int i = 0;
+            for (; i + PAIR <= head_; i += PAIR) store(to + size_t(i / PAIR) * K::SIZE, value + i);
+            for (; i < head_; ++i) put_value(i, value[i]);
         }
     }
 
@@ -101,8 +104,8 @@ template <class C> class Cache {
         for (int q = 0; q < Q; ++q) {
             scales[q] = scale;
             if constexpr (K::IN_STEPS) {
-                int most = std::min<int>(INT16_MAX, INT32_MAX / (CACHED * head_));
-                scales[q] *= K::round(queries[q], head_, most, asked + q * width_);
+                int steps = std::min<int>(INT16_MAX, INT32_MAX / (CACHED * head_));
+                scales[q] *= K::round(queries[q], head_, steps, asked + q * width_);
             } else {
                 std::copy_n(queries[q], head_, asked + q * width_);
             }
@@ -175,7 +178,7 @@ template <class C> class Cache {
         vf best = vf{} - INFINITY;
         for (int i = 0; i < end; i += LANES) {
             vf score = *reinterpret_cast<const vf*>(scores + i);
-            best = best > score ? best : score;
+            best = score > best ? score : best;  // what is no number is passed over, in any company
         }
         return largest(best);
     }
@@ -200,17 +203,19 @@ template <class C> class Cache {
         for (int b = 0; b < blocks; ++b, keys += block_)
             for (int i = 0; i < PAIR; i += LANES) {
                 vf* at = reinterpret_cast<vf*>(scores + b * PAIR + i);
-                vf weight = vexp(*at - top), value = weight * sizes(keys, 1, i);
+                vf score = *at, weight = vexp(score - top), value = weight * sizes(keys, 1, i);
                 total += weight;
                 // what lies beyond a query's places may be of another text, and not finite
-                value = weight > 0.0f ? value : vf{};
+                value = score != -INFINITY ? value : vf{};
                 weighed += value;
                 most = most > value ? most : value;
                 *at = value;
             }
         float all = sum(weighed), size = largest(most) / INT16_MAX;
-        size = std::max(size, all / (float(INT32_MAX / CACHED) - float(places)));
-        K::to_steps(scores, end, size > 0 ? 1 / size : 0, out);
+        // to the nearest: half a step of each place, and what the sum of floats is off by
+        float room = float(INT32_MAX / CACHED) - float(places) / 2 - 64;
+        size = std::max(size, all / room);
+        K::to_steps(scores, end, size >= FLT_MIN ? 1 / size : 0, out);
         return std::isfinite(all) ? size / sum(total) : NAN;
     }
 

@@ -87,12 +87,12 @@ struct Integers {
     // `count` numbers in steps, the largest in `most`, behind an odd number a zero; the size of a step, NaN
     // where one of the numbers is no finite one.
     static float round(const float* x, int count, int most, uint32_t* out) {
-        __m256i tops = _mm256_setzero_si256(), sign = _mm256_set1_epi32(INT32_MAX);
+        __m256i tops = _mm256_setzero_si256(), unsign = _mm256_set1_epi32(INT32_MAX);
         int i = 0;
         for (; i + LANES <= count; i += LANES) {
             __m256i part = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
             // without their signs floats are ordered as integers
-            tops = _mm256_max_epi32(tops, _mm256_and_si256(part, sign));
+            tops = _mm256_max_epi32(tops, _mm256_and_si256(part, unsign));
         }
         __m128i half = _mm_max_epi32(_mm256_castsi256_si128(tops), _mm256_extracti128_si256(tops, 1));
         half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
@@ -101,13 +101,14 @@ struct Integers {
         for (; i < count; ++i) top = std::max(top, bits_of(x[i]) & 0x7fffffffu);
         float largest;
         std::memcpy(&largest, &top, 4);
-        float steps = largest > 0 && std::isfinite(largest) ? float(most) / largest : 0.0f;
-        to_steps(x, count, steps, out);
+        float steps = float(most) / largest;
+        to_steps(x, count, std::isfinite(steps) ? steps : 0, out);
         return std::isfinite(largest) ? largest / float(most) : NAN;
     }
     // `count` numbers times `steps`, to the nearest; behind an odd number a zero.
     static void to_steps(const float* x, int count, float steps, uint32_t* out) {
-        int16_t* to = reinterpret_cast<int16_t*>(out);
+        typedef int16_t __attribute__((may_alias)) Step;
+        Step* to = reinterpret_cast<Step*>(out);
         int i = 0;
         for (; i + PAIR <= count; i += PAIR) {
             __m256i a = _mm256_cvtps_epi32(_mm256_loadu_ps(x + i) * steps);
@@ -174,11 +175,12 @@ template <> struct Products<uint32_t> { typedef Halves Kind; };
 template <> struct Products<int8_t> { typedef Bytes Kind; };
 template <class W> using Multiplied = typename Products<W>::Kind;
 
-// Sums of products of R rows of inputs, `ldx` apart, with B blocks of weights that lie `apart`; from those
-// of one step, an input or a pair, to those of the next are `stride`, and what is `ahead` is asked for.
+// Sums of products of R rows of inputs, `ldx` apart, with B blocks of weights that lie `apart`; from
+// those of one step, an input or a pair, to those of the next are `stride`; what is `ahead` is asked for.
 template <class K, int R, int B, class W>
-[[gnu::always_inline]] inline void add_up(const W* weights, size_t apart, size_t stride, int steps, size_t ahead,
-                   const typename K::Input* x, size_t ldx, typename K::Sum (&sums)[R][2 * B]) {
+[[gnu::always_inline]] inline void add_up(
+    const W* weights, size_t apart, size_t stride, int steps, size_t ahead,
+    const typename K::Input* x, size_t ldx, typename K::Sum (&sums)[R][2 * B]) {
     constexpr int LINE = 64 / sizeof(W);
     // every loop over sums unrolled, or the compiler keeps them in memory
 #pragma GCC unroll 16

@@ -236,7 +236,7 @@ extern "C" {
 void* specdec_team(int threads) { return new Team(threads); }
 void specdec_team_free(void* team) { delete static_cast<Team*>(team); }
 
-// kind: 0 float32, 1 bfloat16, 2 8-bit integers and the cache in bfloat16.
+// kind: 0 float32, 1 bfloat16, 2 8-bit integers and the cache as for bfloat16.
 void* specdec_stack(const int64_t* shape, float eps, int kind, int half_head) {
     Shape s;
     std::memcpy(&s, shape, sizeof s);

@@ -1,9 +1,9 @@
 // Llama blocks, final norm and head over slots' caches: one pass over packed rows.
 //
-// Every output of a linear is one chain of fused multiply-adds over its inputs in order, and every
-// query's attention walks its own places in order: a row's bits cannot depend on what shares the
-// pass, on the tiling or on the number of threads.  Weights and cache are bfloat16 or float32, sums
-// are float32; with bfloat16 weights the inputs of the blocks' linears may be bfloat16 too (linear.h).
+// Every output of a linear is one chain of fused multiply-adds over its inputs in order, or a sum of
+// integers, and every query's attention walks its own places in order: a row's bits cannot depend on
+// what shares the pass, on the tiling or on the number of threads.  What weights, inputs and cache are
+// rounded to say products.h and cache.h; what is between them is float32.
 //
 // N rows, D width, H query heads, K key-value heads, d head width, F feed-forward width, C places.
 // Knows no bytes' meaning and no sampling.
@@ -41,7 +41,8 @@ class Stack {
     virtual int width() const = 0;
 };
 
-// W holds weights, V the head, C the cache: bfloat16 pairs or float32, weights also 8-bit integers.
+// W holds weights, V the head, C the cache: float32, 8-bit integers (weights alone), or for bfloat16 what
+// it is multiplied as.
 template <class W, class V, class C> class StackOf : public Stack {
    public:
     StackOf(const Shape& s, float eps) : s_(s), eps_(eps), blocks_(s.layers) {
@@ -231,7 +232,8 @@ template <class W, class V, class C> class StackOf : public Stack {
             attend_rows(t, threads, layer, rows, own, slot, index);
             team.barrier();
             Span out = share(b.output.blocks(), t, threads);
-            b.output.template run<true>(mixed_.data(), mixed_ld_, rows, x_.data(), width_ld_, out.begin, out.end);
+            b.output.template run<true>(mixed_.data(), mixed_ld_, rows, x_.data(), width_ld_, out.begin,
+                                        out.end);
             team.barrier();
             norm(b.ff_norm);
             out = share(b.gate_up.blocks(), t, threads);

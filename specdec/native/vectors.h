@@ -85,8 +85,8 @@ inline void store(uint32_t* at, const float* x) {
 }
 inline void store(float* at, const float* x) { std::memcpy(at, x, PAIR * sizeof(float)); }
 
-// exp, to about an ulp; 0 below -87.7, and above 88 what it is there: float32 ends
-inline vf vexp(vf x) {
+// exp, to about an ulp; 0 below -87.7 and of no number, and above 88 what it is there: float32 ends
+[[gnu::always_inline]] inline vf vexp(vf x) {
     const vf least = vf{} - 88.0f, most = vf{} + 88.0f;
     vf clamped = x > least ? x : least;
     clamped = clamped < most ? clamped : most;
