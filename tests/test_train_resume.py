@@ -20,6 +20,8 @@ import train.trainer
 from train.objective import Losses, objective
 from train.save import read_save
 
+pytestmark = pytest.mark.usefixtures("short_cards")
+
 FLAGS = [*TINY, "--steps", "40", "--save-every", "3", "--evaluate-every", "4"]
 SHORT = [*TINY, "--steps", "6", "--save-every", "2", "--evaluate-every", "2"]
 

@@ -26,6 +26,8 @@ from train.__main__ import HELP, main, parse
 from train.config import ModelShape, TrainConfig
 from train.save import read_save
 
+pytestmark = pytest.mark.usefixtures("short_cards")
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
