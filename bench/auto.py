@@ -1,8 +1,8 @@
 """`python -m bench.auto`: mode auto against base and fixed draft lengths, through the engine.
 
 Answers are wanted whole.  A turn decodes the same prompts with the same seeds once in every mode,
-in an order that changes from turn to turn, those that ratios are made of side by side: a shared
-machine is another a second later. Outputs are compared.  Ratios to base are paired by
+in an order that changes from turn to turn; base, auto and base without a prophet are side by side,
+for a shared machine is another a second later.  Outputs are compared.  Ratios to base are paired by
 turn; the lower bound is that of the 95 % interval of their median, from their order alone (sign
 test), so that a turn which something else held up counts like any other.  Base itself is held
 against an engine that has no prophet, which is asked in the same turns; auto also against itself
@@ -188,7 +188,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _order(modes: list[str], draw: random.Random) -> list[str]:
-    """Nobody always behind the same other, and pairs side by side."""
+    """Nobody always behind the same other, and side by side what has lower bounds."""
     paired = ["base", "auto", BARE]
     others = [name for name in modes if name not in paired]
     for part in (paired, others):

@@ -62,6 +62,7 @@ def _read(checkpoint: Path) -> Record | None:
     path = checkpoint / "training.json"
     if not path.exists():
         return None
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    record = json.loads(path.read_text(encoding="utf-8"))
     # there may be a file of somebody else's by that name
-    return record if {*PHASE, "model", "earlier"} <= record.keys() else None
+    ours = isinstance(record, dict) and {*PHASE, "model", "earlier"} <= record.keys()
+    return record if ours else None
