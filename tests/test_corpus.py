@@ -37,7 +37,11 @@ def prose(tag: str, lines: int = 20) -> bytes:
 def make_sdist(folder: Path, name: str, files: Mapping[str, bytes], version: str = "1.0") -> Path:
     path = folder / f"{name}-{version}.tar.gz"
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as bundle:
+    # no time of day in it: an archive made again is the same archive
+    with (
+        gzip.GzipFile(path, "wb", mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as bundle,
+    ):
         for inside, data in files.items():
             member = tarfile.TarInfo(f"{name}-{version}/{inside}")
             member.size = len(data)
@@ -50,7 +54,7 @@ def make_wheel(folder: Path, name: str, files: Mapping[str, bytes], version: str
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as bundle:
         for inside, data in files.items():
-            bundle.writestr(inside, data)
+            bundle.writestr(zipfile.ZipInfo(inside), data)  # of 1980, likewise
     return path
 
 
