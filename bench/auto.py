@@ -5,8 +5,9 @@ in an order that changes from turn to turn; base, auto and base without a prophe
 for a shared machine is another a second later.  Outputs are compared.  Ratios to base are paired by
 turn; the lower bound is that of the 95 % interval of their median, from their order alone (sign
 test), so that a turn which something else held up counts like any other.  Base itself is held
-against an engine that has no prophet, which is asked in the same turns; auto also against itself
-with the prophet alone, and with what is looked up in the text alone.
+against an engine that has no prophet, which is asked in the same turns.  In every
+`--others-every`-th turn auto is also held against fixed draft lengths, against itself with the
+prophet alone, and with what is looked up in the text alone.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from server.settings import Settings
 from specdec.sampling import SamplingParams
 
 BARE, PROPHET, LOOKUP = "no prophet", "prophet alone", "lookup alone"
+PAIRED = ("base", "auto", BARE)
 
 
 class Receiver:
@@ -131,6 +133,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--draft-length", type=int, nargs="+", default=[2, 3, 5, 8])
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--turns", type=int, default=9, help="six or more have a lower bound")
+    parser.add_argument(
+        "--others-every",
+        type=int,
+        default=1,
+        help="turns of base and auto to one in which the other modes are asked too",
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     settings = Settings(checkpoint=options.checkpoint, max_batch=max(options.batch))
@@ -155,7 +163,8 @@ def main(arguments: list[str]) -> int:
                 bytes_per_round: dict[str, list[float]] = {name: [] for name in modes}
                 for turn in range(options.turns):
                     chosen = [prompts[(turn * batch + i) % len(prompts)] for i in range(batch)]
-                    names, outputs = _order(list(modes), random.Random(turn)), {}
+                    asked = PAIRED if turn % options.others_every else list(modes)
+                    names, outputs = _order(asked, random.Random(turn)), {}
                     for name in names:
                         elapsed, outputs[name], rate = run(
                             bare if name == BARE else engine,
@@ -167,7 +176,8 @@ def main(arguments: list[str]) -> int:
                         seconds[name].append(elapsed)
                         bytes_per_round[name].append(rate)
                     differing += sum(outputs[name] != outputs["base"] for name in names)
-                row = _row(seconds, bytes_per_round, batch * options.tokens)
+                total = batch * options.tokens
+                row = _row(seconds, bytes_per_round, total, options.others_every)
                 results.append(
                     {"domain": domain, "temperature": temperature, "batch": batch, **row}
                 )
@@ -183,13 +193,14 @@ def main(arguments: list[str]) -> int:
     print(f"{differing} turns with outputs that differ from base")
     if options.json:
         facts = machine(torch.device("cpu"))
-        write_json(options.json, {**facts, "turns": options.turns, "results": results})
+        counts = {"turns": options.turns, "others_every": options.others_every}
+        write_json(options.json, {**facts, **counts, "results": results})
     return 1 if differing and engine.info.exactness == "exact" else 0
 
 
 def _order(modes: list[str], draw: random.Random) -> list[str]:
     """Nobody always behind the same other, and side by side what has lower bounds."""
-    paired = ["base", "auto", BARE]
+    paired = list(PAIRED)
     others = [name for name in modes if name not in paired]
     for part in (paired, others):
         draw.shuffle(part)
@@ -197,13 +208,23 @@ def _order(modes: list[str], draw: random.Random) -> list[str]:
 
 
 def _row(
-    seconds: dict[str, list[float]], bytes_per_round: dict[str, list[float]], total: int
+    seconds: dict[str, list[float]],
+    bytes_per_round: dict[str, list[float]],
+    total: int,
+    every: int,
 ) -> dict[str, object]:
-    """The best fixed length is the one with the best median, plain decoding among them."""
+    """The best fixed length is the one with the best median, plain decoding among them.
+
+    Of `seconds` base, auto and base without a prophet have one for each turn, others one for every
+    so many, and are held against base and auto of the same turns.
+    """
     middle = {name: statistics.median(values) for name, values in seconds.items()}
-    fixed = min((n for n in middle if n == "base" or n.isdecimal()), key=middle.__getitem__)
+    same = {n: values[::every] if n in PAIRED else values for n, values in seconds.items()}
+    fixed = min(
+        (n for n in same if n == "base" or n.isdecimal()), key=lambda n: statistics.median(same[n])
+    )
     ratios = [a / b for a, b in zip(seconds["base"], seconds["auto"], strict=True)]
-    against = [a / b for a, b in zip(seconds[fixed], seconds["auto"], strict=True)]
+    against = [a / b for a, b in zip(same[fixed], same["auto"], strict=True)]
     to_bare = [a / b for a, b in zip(seconds[BARE], seconds["base"], strict=True)]
     return {
         "base_bytes_per_second": round(total / middle["base"]),
