@@ -5,10 +5,14 @@ Knows neither what is sent nor to whom: a connection that takes nothing is given
 
 import asyncio
 import logging
+from collections.abc import Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
+
+PIECE = 1 << 16
+"""Bytes of a body that are sent at a time: a server waits between two, not within one."""
 
 
 class ReadDeadline:
@@ -29,12 +33,13 @@ class ReadDeadline:
 
         async def send_in_time(message: Message) -> None:
             nonlocal late
-            try:
-                async with asyncio.timeout(self._seconds):
-                    await send(message)
-            except TimeoutError:
-                late = True
-                raise
+            for piece in _pieces(message):
+                try:
+                    async with asyncio.timeout(self._seconds):
+                        await send(piece)
+                except TimeoutError:
+                    late = True
+                    raise
 
         try:
             await self._app(scope, receive, send_in_time)
@@ -44,3 +49,12 @@ class ReadDeadline:
             logger.warning(
                 "a client has read nothing for %g s; its answer is dropped", self._seconds
             )
+
+
+def _pieces(message: Message) -> Iterator[Message]:
+    """A message, the body of a large one in parts."""
+    body = message.get("body", b"")
+    last = max(0, len(body) - 1) // PIECE * PIECE
+    for begin in range(0, last, PIECE):
+        yield {**message, "body": body[begin : begin + PIECE], "more_body": True}
+    yield {**message, "body": body[last:]} if last else message

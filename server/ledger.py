@@ -87,7 +87,7 @@ class Ledger:
             (self._prefill if consumes else self._verify).observe(verify / rounds, rounds)
             self._accept.observe(accept / rounds, rounds)
             self._host.observe(max(0.0, host) / rounds, rounds)
-        for slot in chosen:
+        for slot in set(chosen).difference(gone):
             for tried, times in results[slot].tally.items():
                 self._lengths[tried.drafted] += times
         if self._costs and not consumes:

@@ -1,13 +1,14 @@
 """The server as a process: uvicorn around the app, signals, an end in order.
 
 Told to stop (SIGTERM, SIGINT), the service refuses new requests and finishes those it has, while
-the socket stays open, so that /ready can say so; then uvicorn ends.  Told again, the process ends
-at once.
+the socket stays open, so that /ready can say so; then uvicorn ends.  Told again, or while the
+engine's process is loading, it ends at once.
 """
 
 import asyncio
 import logging
 import math
+import multiprocessing
 import signal
 import socket
 import sys
@@ -40,7 +41,8 @@ def serve(settings: Settings, load: Callable[[Settings], EngineLike]) -> int:
             engine = load(settings)
         except Exception:
             # the app logs the reason; a server without a model is of no use
-            failed = server.should_exit = True
+            failed = not app.state.service.draining
+            server.should_exit = True
             raise
         spare_collector()
         return engine
@@ -96,6 +98,9 @@ class DrainingServer(uvicorn.Server):
     async def _drain(self) -> None:
         await self._told.wait()
         logger.info("told to stop; waiting for the requests in flight")
+        if self._service.loading:
+            for process in multiprocessing.active_children():  # the engine's, which has no request
+                process.kill()
         began = self._loop.time()
         self.drained = await self._service.drain()
         left_s = self._service.settings.drain_seconds - (self._loop.time() - began)

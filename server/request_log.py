@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from server.messages import Event, Failed, Finished, Submission
+from server.messages import Event, Failed, Finished, Progress, Submission
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,9 @@ class RequestLog:
         self._ends: list[Finished | Failed] = []
 
     def observe(self, event: Event) -> None:
-        if self._first_byte_s is None and not isinstance(event, Failed) and event.output:
+        # the prompt's echo is no output
+        echo = isinstance(event, Progress) and event.echo
+        if not (isinstance(event, Failed) or echo) and event.output and self._first_byte_s is None:
             self._first_byte_s = time.perf_counter() - self._arrival
         if isinstance(event, (Finished, Failed)):
             self._ends.append(event)

@@ -82,13 +82,20 @@ class Service:
         except (ValueError, OSError) as error:
             self._failed = True
             logger.error("cannot serve %s: %s", self.settings.checkpoint, error)
-        except Exception:
+        except Exception as error:
             self._failed = True
-            logger.exception("cannot serve %s", self.settings.checkpoint)
+            if self.draining:
+                logger.info("told to stop while loading: %s", error)
+            else:
+                logger.exception("cannot serve %s", self.settings.checkpoint)
         else:
             self.metrics.watch(engine.info, engine.status, engine.figures)
             self.loaded_at = int(time.time())
             self._engine = engine
+
+    @property
+    def loading(self) -> bool:
+        return self._engine is None and not self._failed
 
     async def stop(self) -> None:
         if self._engine is not None:
@@ -129,7 +136,7 @@ class Service:
 
     def health(self) -> str:
         """One word while there is nothing to worry about: loading and draining take their time."""
-        if self._engine is None and not self._failed:
+        if self.loading:
             return "loading"
         status = self.engine.status()
         stalled_s = status.seconds_since_progress

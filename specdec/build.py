@@ -2,8 +2,12 @@
 
 import importlib
 import logging
+import os
+import shutil
+import sysconfig
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -216,4 +220,17 @@ def _missing_for_graphs(device: torch.device) -> str:
         importlib.import_module("triton")
     except ImportError as error:
         return f"Triton cannot be imported: {error}"
+    return _missing_for_triton()
+
+
+def _missing_for_triton() -> str:
+    """Of what it compiles its launchers with when a kernel is first run."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton finds no C compiler"
+    scheme = sysconfig.get_default_scheme()
+    # as Triton looks for them, where Debian's own scheme would name a place for local packages
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme
+    headers = Path(sysconfig.get_paths(scheme)["include"])
+    if not (headers / "Python.h").exists():
+        return f"Triton needs Python's headers (python3-dev), and {headers} has no Python.h"
     return ""

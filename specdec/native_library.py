@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -110,8 +110,9 @@ def _built() -> Path:
     key = hashlib.sha256(source + depends.encode()).hexdigest()[:20]
     for directory in _directories():
         path = directory / f"specdec-{key}.so"
-        if path.exists() and _ours(directory):
-            return path
+        with suppress(OSError):  # of another user's nothing is even told
+            if path.exists() and _ours(directory):
+                return path
     if compiler is None:
         raise NativeUnavailable("no C++ compiler was found")
     for directory in _directories():

@@ -102,14 +102,21 @@ def test_clients_that_leave_free_their_slots_and_the_queue(server: Server, strea
     assert server.ask(prompt="x", max_tokens=5).status_code == 200
 
 
-def test_a_client_that_reads_nothing_holds_up_nobody_and_is_dropped(server: Server) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_reads_nothing_holds_up_nobody_and_is_dropped(
+    server: Server, stream: bool
+) -> None:
+    def dropped() -> int:
+        return sum(b"has read nothing for 3 s" in line for line in server.log)
+
+    before = dropped()
     # some 25 MB of scores, more than the sockets on the way take in
     request = {"prompt": "ab" * 1950, "max_tokens": 5, "n": 8, "echo": True, "logprobs": 20}
-    with connect(server, request | {"stream": True}) as stalled:
+    with connect(server, request | {"stream": stream}) as stalled:
         assert stalled.recv(100).startswith(b"HTTP/1.1 200")
         for _ in range(3):
             assert server.ask(prompt="x", max_tokens=50, ignore_eos=True).status_code == 200
-        assert eventually(lambda: any(b"has read nothing for 3 s" in line for line in server.log))
+        assert eventually(lambda: dropped() == before + 1)
         assert eventually(lambda: server.busy() == 0)
 
 

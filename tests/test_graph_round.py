@@ -5,7 +5,10 @@ reads nothing on the host, and what it does does not depend on what its tensors 
 """
 
 import sys
+import sysconfig
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -339,7 +342,7 @@ def test_cuda_kernels_are_refused_where_they_cannot_be() -> None:
 
 
 def test_without_triton_or_a_newer_gpu_torch_decodes(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     device = torch.device("cuda")
     capability = (8, 6)
@@ -347,6 +350,17 @@ def test_without_triton_or_a_newer_gpu_torch_decodes(
     monkeypatch.setitem(sys.modules, "triton", None)
     assert not runs_on_graphs("auto", device, torch.bfloat16)
     assert "without CUDA graphs: Triton cannot be imported" in caplog.text
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    assert not runs_on_graphs("auto", device, torch.bfloat16)
+    assert f"{tmp_path} has no Python.h" in caplog.text
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("CC", "cc")
+    assert runs_on_graphs("auto", device, torch.bfloat16)
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    assert not runs_on_graphs("auto", device, torch.bfloat16)
+    assert "Triton finds no C compiler" in caplog.text
     capability = (7, 5)
     assert not runs_on_graphs("auto", device, torch.bfloat16)
     assert "older" in caplog.text

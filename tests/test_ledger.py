@@ -79,5 +79,7 @@ def test_bounds_are_inclusive() -> None:
 def test_what_came_for_rows_that_have_left_is_nobodys() -> None:
     costs = RoundCosts({(1, 0): 1.0, (2, 0): 2.0})
     ledger = Ledger(costs)
-    ledger.enter({0: row(3), 1: row(5)}, {}, False, 1.0, Seconds(), gone={1})
-    assert ledger.figures({}, 0, None, 1).base_s == 3 / 2 * 2.0
+    ledger.enter({0: row(3), 1: row(5)}, {0, 1}, False, 1.0, Seconds(), gone={1})
+    figures = ledger.figures({}, 0, None, 1)
+    assert figures.base_s == 3 / 2 * 2.0
+    assert sum(figures.draft_lengths) == 1

@@ -12,7 +12,7 @@ from fake_engine import Client, FakeEngine, finished, say
 from test_process import ask, served
 
 from server.logs import _formatter
-from server.messages import Event, Failed, Finished, FinishReason, Timing
+from server.messages import Event, Failed, Finished, FinishReason, Progress, Timing
 
 SECRET = "Sesame, open"
 
@@ -60,6 +60,14 @@ def test_choices_share_a_line(caplog: pytest.LogCaptureFixture) -> None:
     told = vars(line)
     assert set(told["result"].split(",")) == {"stop", "length", "error"}
     assert (told["choices"], told["output_bytes"], told["queue_s"]) == (3, 4, 3.0)
+
+
+def test_an_echoed_prompt_is_no_first_byte(caplog: pytest.LogCaptureFixture) -> None:
+    script: list[Event] = [Progress(b"prompt", echo=True), finished(0)]
+    with caplog.at_level(logging.INFO), Client(FakeEngine(lambda _: script)) as client:
+        client.generate(prompt="prompt", echo=True, max_tokens=0, mode="base")
+    (line,) = lines(caplog)
+    assert vars(line)["first_byte_s"] is None
 
 
 def test_prompts_are_logged_if_asked_for(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,11 +1,13 @@
 """The compiled core against torch: the model's scores, the rule's bytes, and doing without it."""
 
 import ctypes
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -432,6 +434,23 @@ def test_a_directory_that_others_write_to_is_not_trusted(
     shared.chmod(0o777)
     monkeypatch.setattr(library, "_directories", lambda: [shared, own])
     assert library._built() == own / name
+
+
+@pytest.mark.usefixtures("small_core")
+def test_a_directory_that_may_not_be_looked_into_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, own = tmp_path / "closed", tmp_path / "own"
+    stat = Path.stat
+
+    def refusing(path: Path, **options: Any) -> os.stat_result:
+        if closed in (path, path.parent):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refusing)  # root may look anywhere
+    monkeypatch.setattr(library, "_directories", lambda: [closed, own])
+    assert library._built().parent == own
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,50 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == -signal.SIGTERM
         assert isinstance(answer.exception(), httpx.TransportError)
+
+
+LOADS_FOR_A_MINUTE = """
+import sys, time
+from server.engine_process import EngineProcess
+from server.logs import configure
+from server.process import serve
+from server.settings import read_settings
+
+def load(settings):
+    time.sleep(60)
+
+if __name__ == "__main__":
+    settings = read_settings()
+    configure(settings)
+    sys.exit(serve(settings, lambda settings: EngineProcess(settings, load)))
+"""
+
+
+def test_told_to_stop_while_it_loads_it_ends_at_once(tmp_path: Path) -> None:
+    script, port = tmp_path / "slow.py", free_port()
+    script.write_text(LOADS_FOR_A_MINUTE)
+    process = subprocess.Popen(
+        [sys.executable, script, "--port", str(port)],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+        stderr=subprocess.PIPE,
+    )
+    url = f"http://127.0.0.1:{port}"
+
+    def loading() -> bool:
+        with suppress(httpx.TransportError):
+            return bool(httpx.get(f"{url}/health").json() == {"status": "loading"})
+        return False
+
+    try:
+        eventually(loading)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert b"told to stop while loading" in told
+        assert b"Traceback" not in told
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

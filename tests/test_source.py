@@ -106,6 +106,8 @@ def test_splitting_by_file_keeps_files_whole_and_is_the_same_anywhere(tmp_path: 
     documents = training.tobytes().split() + held_out.tobytes().split()
     assert sorted(map(int, documents)) == list(range(40))
     assert 4 <= len(held_out.tobytes().split()) <= 20
+    more = replace(packing, validation_fraction=0.9)  # of files that have been packed before
+    assert len(open_source([str(root)], more, root / ".cache")[1]) > 2 * len(held_out)
 
 
 def test_several_arguments_are_one_source_as_their_directory_would_be(

@@ -300,6 +300,26 @@ def test_a_set_shorter_than_a_window_is_refused(text: Path, tmp_path: Path) -> N
             Trainer(config(text, **{part: (str(short),)}), tmp_path, CPU)
 
 
+def test_samples_of_one_name_are_told_apart_by_their_directories(
+    text: Path, tmp_path: Path
+) -> None:
+    paths = [tmp_path / "deep" / language / "text.bin" for language in ("en", "de")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(text.read_bytes())
+    held_out = tuple(map(str, [*paths, text]))
+    opened = Trainer(config(text, validation=held_out), tmp_path / "run", CPU).corpus
+    names = [f"{path.parent.name}/text.bin" for path in paths]
+    assert [sample.name for sample in opened.validation[:2]] == names
+    assert [sample.name for sample in corpus(*paths, mix=(1.0, 1.0)).training] == names
+    assert [sample.name for sample in corpus(paths[0], text, mix=(1.0, 1.0)).training] == [
+        "text.bin",
+        "words.bin",
+    ]
+    with pytest.raises(DataError, match=r"en/text\.bin: is named twice"):
+        Trainer(config(text, validation=(*held_out, held_out[0])), tmp_path / "run", CPU)
+
+
 def test_the_command_reports_bad_data_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,6 +338,9 @@ def test_the_command_reports_bad_data_in_one_line(
         ({"windows": (64,)}, "same number of windows"),
         ({"window_shares": (0.0, 0.0)}, "window_shares"),
         ({"windows": (5, 64)}, "draft length"),
+        ({"seed": 2**32}, "seed must be from 0 to 4294967295"),
+        ({"seed": -1}, "seed"),
+        ({"split": "file", "data_limit": 9, "validation": ()}, "data_limit"),
     ],
 )
 def test_impossible_configurations_are_refused_by_name(

@@ -116,8 +116,8 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
         "--data",
         nargs="+",
         required=True,
-        help="files, directories or globs; plain, .gz, .xz, .zip; together one source, as if "
-        "they lay in one directory, unless --mix weighs them",
+        help="files, directories or globs; plain, .gz, .xz, .zip; together one source, "
+        "in the order given, unless --mix weighs them",
     )
     out = Path("runs", "prophet" if prophet_alone else known.preset)
     parser.add_argument(

@@ -78,11 +78,12 @@ class TrainConfig:
     trained, 0 to train the model alone; `detach` keeps the prophet's gradient out of the model.
     `prophet_reach` weighs each drafted place by the probability that a round gets as far; in the
     first `prophet_curriculum` of the steps the places that are trained rise from one to all.
-    All paths of `data` are one source, as if they lay in one directory; with `mix`, one weight
+    All paths of `data` are one source, in the order in which they are named; with `mix`, one weight
     each, they are sources of their own.
     What `validation` files say chooses the best weights; the card's figures come from `test` files
     (the validation ones where there are none), acceptance from `test_prompts` prompts of each.
-    `data_limit` bytes of each source are used, 0 for all.  `split` by fraction or by file;
+    `data_limit` bytes of each source are used, 0 for all; not where whole files are split off.
+    `split` by fraction or by file;
     `separate` puts the end-of-document byte behind each file.  `frozen` names a checkpoint whose
     model is kept as it is while a prophet is trained for it; `start_from` a run whose last weights
     and optimizer state this one begins with, or a checkpoint for its weights alone; a frozen run
@@ -167,6 +168,10 @@ class TrainConfig:
                 raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError("validation_fraction must be at least 0 and below 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, not {self.seed}")
+        if self.data_limit and self.split == "file" and not self.validation:
+            raise ValueError("data_limit cuts what is split by fraction, not by file")
         if self.separate and self.shape.eos_byte < 0:
             raise ValueError("separate needs an eos_byte to put behind each file")
         if self.frozen and not self.starts:

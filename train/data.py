@@ -4,6 +4,7 @@ What is drawn for a step depends on the seed and the step alone, so that a resum
 bytes that an unbroken one would have seen.  Windows lie anywhere: one may span several documents.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,13 +68,13 @@ class Corpus:
             raise DataError("data: give at least one file, directory or glob")
         whole = Packing(packing.separator, by_file=False, validation_fraction=0.0)
         training, held_out = [], []
-        for paths in data:
+        for name, paths in zip(_names(data), data, strict=True):
             kept, left = open_source(paths, whole if validation else packing, cache, limit)
-            training.append(Sample(_name(paths), kept))
-            held_out.append(Sample(_name(paths), left))
+            training.append(Sample(name, kept))
+            held_out.append(Sample(name, left))
         if validation:
-            held_out = [Sample(_name((a,)), open_source((a,), whole, cache)[0]) for a in validation]
-        tests = [Sample(_name((a,)), open_source((a,), whole, cache)[0]) for a in test] or held_out
+            held_out = _samples(validation, whole, cache)
+        tests = _samples(test, whole, cache) or held_out
         parts = (("training", training), ("validation", held_out), ("test", tests))
         for part, samples in parts:
             for sample in samples:
@@ -98,5 +99,25 @@ class Corpus:
         return torch.cat(parts)
 
 
-def _name(paths: tuple[str, ...]) -> str:
-    return source_name([Path(path).name or path for path in paths])
+def _samples(paths: tuple[str, ...], packing: Packing, cache: Path) -> list[Sample]:
+    names = _names([(path,) for path in paths])
+    parts = [open_source((path,), packing, cache)[0] for path in paths]
+    return [Sample(name, part) for name, part in zip(names, parts, strict=True)]
+
+
+def _names(sources: Sequence[tuple[str, ...]]) -> list[str]:
+    """A name for each: that of its file, with as much of the path as tells them apart."""
+    longest = max((len(Path(paths[0]).parts) for paths in sources), default=0)
+    names: list[str] = []
+    for parts in range(1, longest + 1):
+        names = [source_name([_end(path, parts) for path in paths]) for paths in sources]
+        if len(set(names)) == len(names):
+            return names
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{twice}: is named twice")
+    return names
+
+
+def _end(path: str, parts: int) -> str:
+    return "/".join(Path(path).parts[-parts:]) or path

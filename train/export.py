@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from specdec.build import build_decoder
-from specdec.checkpoint import save_checkpoint, save_prophet
+from specdec.checkpoint import load_model, load_prophet, save_checkpoint, save_prophet
 from specdec.checkpoint_file import write_atomically
 from specdec.config import ModelConfig
 from train.card import Domain, model_card
@@ -55,7 +55,7 @@ def export(trainer: Trainer, directory: Path, about_data: str) -> None:
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.glob("*.safetensors"))
     }
-    card = model_card(record, _domains(trainer), sums, about_data)
+    card = model_card(record, _domains(trainer, directory), sums, about_data)
     write_atomically(directory / "README.md", card.encode())
 
 
@@ -110,23 +110,25 @@ def _architecture(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def _domains(trainer: Trainer) -> list[Domain]:
+def _domains(trainer: Trainer, directory: Path) -> list[Domain]:
+    """Of what was written: weights are rounded there."""
     domains = []
     tests = trainer.corpus.test
-    context = trainer.model.config.max_position_embeddings
+    model = load_model(directory).to(trainer.device)
+    prophet = load_prophet(directory) if trainer.config.starts else None
+    context = model.config.max_position_embeddings
     length = prompt_bytes(context, tests)
-    device = next(trainer.model.parameters()).device
     scoring = build_decoder(
-        trainer.model, None, slots=SCORED_AT_ONCE, device=device, dtype=torch.float32
+        model, None, slots=SCORED_AT_ONCE, device=trainer.device, dtype=torch.float32
     )
     for sample in tests:
         figures, samples = [], []
         prompts = spread_prompts(sample, trainer.config.test_prompts, length)
-        for temperature in TEMPERATURES if trainer.config.starts else ():
+        for temperature in TEMPERATURES if prophet else ():
             for draft_length in DRAFT_LENGTHS:
                 acceptance, outputs = measure_acceptance(
-                    trainer.model,
-                    trainer.prophet,
+                    model,
+                    prophet.to(trainer.device),
                     prompts,
                     temperature=temperature,
                     draft_length=draft_length,
