@@ -14,7 +14,6 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +30,26 @@ from specdec.graph_round import GraphRounds
 from specdec.invariance import measure_invariance
 from specdec.sampling import SamplingParams
 
+COPIES = 50
+"""In a row, where the copy of a buffer is timed."""
+
 
 def bandwidth(size: int, device: torch.device) -> float:
     """Bytes a second that a copy of `size` bytes moves, again and again, as decoding reads weights:
     what the last-level cache holds of them is read from there by both."""
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
-    seconds = _seconds(lambda: target.copy_(source), 50)
-    return 2 * size / seconds
-
-
-def _seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median by events; the first few do not count."""
     times = []
-    for turn in range(repeats + 5):
+    for turn in range(15):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        work()
+        for _ in range(COPIES):  # one by itself takes as long to launch
+            target.copy_(source)
         end.record()
         end.synchronize()
         if turn >= 5:
-            times.append(begin.elapsed_time(end) / 1e3)
-    return quartiles(times)[1]
+            times.append(begin.elapsed_time(end) / 1e3 / COPIES)
+    return 2 * size / quartiles(times)[1]
 
 
 def base_speed(decoder: Decoder[Model], prompts: list[bytes], batch: int, tokens: int) -> float:
@@ -155,10 +152,10 @@ def main(arguments: list[str]) -> int:
         if options.random:
             checkpoint = random_checkpoint(Path(directory), 512, 10)
         record, differing = _measured(options, checkpoint, device)
+        if not options.no_transformers:
+            _beside(record, options, checkpoint, device)
     print(json.dumps(record, indent=2))
     _print_table(record)
-    if options.json:
-        write_json(options.json, record)
     if record["exactness"] == "exact" and differing:
         print(f"error: {differing} outputs differ in the exact grade", file=sys.stderr)
         return 1
@@ -209,13 +206,8 @@ def _measured(
             "share_of_limit": round(size / speed / (batch / base), 3),
             "rounds": rounds,
         }
-        if not options.no_transformers:
-            try:
-                theirs = transformers_speed(checkpoint, device, batch, options.tokens)
-                row["transformers_bytes_per_second"] = theirs and round(theirs)
-            except Exception as error:  # ours are worth keeping all the same
-                print(f"transformers: {error}", file=sys.stderr)
         record["batches"].append(row)
+        _keep(record, options)
         for gamma in lengths:
             for temperature in (0.0, 1.0):
                 # graphs that are captured when they are wanted must not be timed
@@ -233,8 +225,29 @@ def _measured(
                     repeats=options.pairs,
                 )
                 record["speculative"].append(pair)
+                _keep(record, options)
                 differing += int(str(pair["differing_outputs"]))
     return record, differing
+
+
+def _beside(
+    record: dict[str, Any], options: argparse.Namespace, checkpoint: Path, device: torch.device
+) -> None:
+    """What transformers does of the same; last, for it compiles for minutes."""
+    for row in record["batches"]:
+        try:
+            theirs = transformers_speed(checkpoint, device, row["batch"], options.tokens)
+        except Exception as error:  # ours are worth keeping all the same
+            print(f"transformers: {error}", file=sys.stderr)
+            continue
+        row["transformers_bytes_per_second"] = theirs and round(theirs)
+        _keep(record, options)
+
+
+def _keep(record: dict[str, Any], options: argparse.Namespace) -> None:
+    """What there is so far: machines are lent for minutes."""
+    if options.json:
+        write_json(options.json, record)
 
 
 def _print_table(record: dict[str, Any]) -> None:

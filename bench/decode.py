@@ -18,6 +18,7 @@ from bench.report import machine, quartiles, write_json
 from specdec.build import Model, build_decoder
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, Output, generate
+from specdec.graph_round import GraphRounds
 from specdec.invariance import measure_invariance
 from specdec.native_stack import NativeModel
 from specdec.sampling import SamplingParams
@@ -117,6 +118,8 @@ def costs(decoder: Decoder[Model], draft_length: int, repeats: int = 60) -> dict
             samples[name].append(time.perf_counter() - began)
         began = time.perf_counter()
         model.forward(tokens, slot, place, place, ((1, draft_length + 1),))
+        if decoder.device.type == "cuda":
+            torch.cuda.synchronize()
         samples["verify"].append(time.perf_counter() - began)
     decoder.close(0)
     decoder.close(1)
@@ -154,9 +157,12 @@ def main(arguments: list[str]) -> int:
         device=device,
         dtype=dtype,
         kernels=options.kernels,
+        draft_lengths=options.draft_length,
     )
     if isinstance(decoder.model, NativeModel):
         torch.set_num_threads(1)  # as the server does: the core has threads of its own
+    if isinstance(decoder.run_round, GraphRounds):
+        decoder.run_round.prepare()
     exact = measure_invariance(decoder.model).exact
     header = {
         **machine(device),

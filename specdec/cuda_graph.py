@@ -11,7 +11,10 @@ from specdec.static_round import Decoded
 
 
 class CudaGraphs:
-    """Captures on a stream of its own (`specdec.graph_round.Capture`)."""
+    """Captures on a stream of its own (`specdec.graph_round.Capture`).
+
+    RuntimeError where that fails, after which the process is of no more use.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -26,10 +29,18 @@ class CudaGraphs:
             work()
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            decoded = work()
+        try:
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                decoded = work()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # torch is in no state to go on after that: a server that starts must not hide it
+            raise RuntimeError(
+                f"a round could not be captured as a CUDA graph, kernels 'torch' need none: {error}"
+            ) from error
 
         def replay() -> Decoded:
             graph.replay()

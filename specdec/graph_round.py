@@ -1,8 +1,8 @@
 """Rounds whose decoding rows are one captured CUDA graph; prompts are consumed eagerly before it.
 
 A graph for each number of rows (1, 2, 4, … slots; rows that are missing idle in a scratch slot) and
-draft length.  Where a graph cannot be had, or on a device without graphs, the same function runs
-uncaptured: `specdec.static_round`, so that a row's bytes never depend on it.
+draft length.  On a device without graphs the same function runs uncaptured: `specdec.static_round`,
+so that a row's bytes never depend on it.
 
 The host may begin a round before it has read what the one before gave, so that the device waits for
 nobody: results travel to buffers of their own meanwhile.

@@ -166,6 +166,11 @@ def test_it_runs_unprivileged_on_a_read_only_root(container: tuple[str, str, str
     kept = checked(podman, "exec", name, "ls", "/var/cache/specdec")
     assert re.search(r"specdec-\w+\.so", kept)
     checked(podman, "exec", name, "python", "-m", "server.probe")
+    # and what Triton needs to compile its kernels, which the image for GPUs has from the same base
+    lacks = "from specdec.build import _missing_for_triton as f; print(f())"
+    assert checked(podman, "exec", name, "python", "-c", lacks).strip() == ""
+    write = 'mkdir "$TRITON_CACHE_DIR" && touch "$TRITON_CACHE_DIR/x"'
+    checked(podman, "exec", name, "sh", "-c", write)
     logged = subprocess.run([podman, "logs", name], capture_output=True, text=True, check=True)
     records = [json.loads(line) for line in logged.stderr.splitlines()]
     assert [r["output_bytes"] for r in records if r["message"] == "request"] == [8]
