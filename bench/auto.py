@@ -141,6 +141,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    if options.others_every < 1:
+        parser.error("--others-every must be at least 1")
     settings = Settings(checkpoint=options.checkpoint, max_batch=max(options.batch))
     engine, bare = load_engine(settings), load_bare(settings)
     torch.set_num_threads(1)
@@ -235,7 +237,9 @@ def _row(
         "auto_to_best_fixed": round(statistics.median(against), 3),
         "base_to_no_prophet": round(statistics.median(to_bare), 3),
         "base_to_no_prophet_lower_95": _rounded(lower_bound(to_bare)),
-        "bytes_per_second": {name: round(total / value) for name, value in middle.items()},
+        "bytes_per_second": {
+            name: round(total / statistics.median(values)) for name, values in same.items()
+        },
         "bytes_per_round": {
             name: round(statistics.median(values), 3) for name, values in bytes_per_round.items()
         },

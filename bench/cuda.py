@@ -245,7 +245,7 @@ def _beside(
 
 
 def _keep(record: dict[str, Any], options: argparse.Namespace) -> None:
-    """What there is so far: machines are lent for minutes."""
+    """What there is so far: the run may be cut short."""
     if options.json:
         write_json(options.json, record)
 

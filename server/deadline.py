@@ -47,7 +47,8 @@ class ReadDeadline:
             if not late:
                 raise
             logger.warning(
-                "a client has read nothing for %g s; its answer is dropped", self._seconds
+                "a client has not taken in a part of its answer in %g s; the rest is dropped",
+                self._seconds,
             )
 
 

@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 def serve(settings: Settings, load: Callable[[Settings], EngineLike]) -> int:
     """Serves until told to stop; the process's exit status, 0 if all that was begun was finished.
 
-    1 if the model cannot be loaded or requests were cut off, 2 for a certificate that is no good.
+    1 if requests were cut off, or the model cannot be loaded, unless told to stop meanwhile; 2 for
+    a certificate that is no good.
     """
     failed = False
 
@@ -98,9 +99,10 @@ class DrainingServer(uvicorn.Server):
     async def _drain(self) -> None:
         await self._told.wait()
         logger.info("told to stop; waiting for the requests in flight")
-        if self._service.loading:
+        while self._service.loading:
             for process in multiprocessing.active_children():  # the engine's, which has no request
                 process.kill()
+            await asyncio.sleep(0.1)  # it may not have been there yet
         began = self._loop.time()
         self.drained = await self._service.drain()
         left_s = self._service.settings.drain_seconds - (self._loop.time() - began)

@@ -85,7 +85,8 @@ class Service:
         except Exception as error:
             self._failed = True
             if self.draining:
-                logger.info("told to stop while loading: %s", error)
+                killed = isinstance(error, RuntimeError)  # as the engine's process then is
+                logger.info("told to stop while loading: %s", error, exc_info=not killed)
             else:
                 logger.exception("cannot serve %s", self.settings.checkpoint)
         else:

@@ -110,7 +110,7 @@ def _built() -> Path:
     key = hashlib.sha256(source + depends.encode()).hexdigest()[:20]
     for directory in _directories():
         path = directory / f"specdec-{key}.so"
-        with suppress(OSError):  # of another user's nothing is even told
+        with suppress(OSError):  # a directory that may not be looked into
             if path.exists() and _ours(directory):
                 return path
     if compiler is None:

@@ -351,11 +351,11 @@ def test_without_triton_or_a_newer_gpu_torch_decodes(
     assert not runs_on_graphs("auto", device, torch.bfloat16)
     assert "without CUDA graphs: Triton cannot be imported" in caplog.text
     monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    monkeypatch.setenv("CC", "cc")
     monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
     assert not runs_on_graphs("auto", device, torch.bfloat16)
     assert f"{tmp_path} has no Python.h" in caplog.text
     (tmp_path / "Python.h").touch()
-    monkeypatch.setenv("CC", "cc")
     assert runs_on_graphs("auto", device, torch.bfloat16)
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", "")

@@ -12,6 +12,7 @@ import torch
 from specdec.checkpoint import load_model, load_prophet
 from train.__main__ import main
 from train.config import ModelShape, TrainConfig
+from train.curve import plot
 from train.data import Corpus
 from train.export import export
 from train.objective import Losses
@@ -348,3 +349,11 @@ def test_impossible_configurations_are_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         config(text, **changes)
+
+
+def test_a_curve_whose_samples_had_other_names_before_is_drawn() -> None:
+    rows = [
+        {"step": step, "seconds": 1.0, name: {"model": 2.0, "prophet": 3.0, "acceptance": [0.5]}}
+        for step, name in ((0, "text.bin"), (5, "en/text.bin"), (9, "en/text.bin"))
+    ]
+    assert plot(rows).startswith(b"\x89PNG")

@@ -5,6 +5,7 @@ import json
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from runs import CPU, ROOT, TINY, command, run, weights, write_words
 from transformers import AutoModelForCausalLM
 
 from specdec.checkpoint import hugging_face_tensors, load_model, load_prophet
+from train import export
 from train.export import SCORED_BYTES, processor
 from train.save import read_save
 
@@ -106,6 +108,26 @@ def test_the_card_says_what_was_measured_on_what(text: Path, tmp_path: Path) -> 
     assert processor(CPU)
     if Path("/proc/cpuinfo").exists() and platform.machine() == "x86_64":
         assert processor(CPU) in Path("/proc/cpuinfo").read_text()
+
+
+def test_what_the_card_says_is_of_the_weights_that_were_written(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[torch.nn.Module] = []
+    measure = export.measure_acceptance
+
+    def acceptance(model: Any, prophet: Any, *arguments: Any, **more: Any) -> Any:
+        measured.extend((model, prophet))
+        return measure(model, prophet, *arguments, **more)
+
+    monkeypatch.setattr(export, "measure_acceptance", acceptance)
+    run("--data", text, *TINY, "--steps", 2, "--test-prompts", 1, "--out", tmp_path)
+    checkpoint = tmp_path / "checkpoint"
+    written = {type(n): n for n in (load_model(checkpoint), load_prophet(checkpoint)) if n}
+    assert len(measured) == 2 * len(export.TEMPERATURES) * len(export.DRAFT_LENGTHS)
+    for network in measured:
+        for name, value in written[type(network)].state_dict().items():
+            assert torch.equal(network.state_dict()[name], value), name
 
 
 def logits_agree(checkpoint: Path, content: bytes) -> None:

@@ -35,7 +35,7 @@ HELP = {
     "validation_fraction": "share of the data kept for validation",
     "split": "what goes to validation: the last fraction of each source, or whole files",
     "separate": "put the end-of-document byte behind each file of a source of several",
-    "data_limit": "bytes used of each source, 0 for all",
+    "data_limit": "bytes used of each source, 0 for all, as it must be with --split file",
     "start_from": "directory of a run whose last weights and optimizer state to begin with, "
     "or of a checkpoint whose weights",
     "steps": "steps of the whole run; the rate's schedule is made for them",

@@ -82,13 +82,12 @@ class TrainConfig:
     each, they are sources of their own.
     What `validation` files say chooses the best weights; the card's figures come from `test` files
     (the validation ones where there are none), acceptance from `test_prompts` prompts of each.
-    `data_limit` bytes of each source are used, 0 for all; not where whole files are split off.
-    `split` by fraction or by file;
-    `separate` puts the end-of-document byte behind each file.  `frozen` names a checkpoint whose
-    model is kept as it is while a prophet is trained for it; `start_from` a run whose last weights
-    and optimizer state this one begins with, or a checkpoint for its weights alone; a frozen run
-    takes the prophet of one that holds both.  `dtype` auto takes what multiplies faster on the
-    device; `compile` runs model and prophet through torch.compile.
+    `data_limit` bytes of each source are used, 0 for all, as where whole files are split off.
+    `split` by fraction or by file; `separate` puts the end-of-document byte behind each file.
+    `frozen` names a checkpoint whose model is kept as it is while a prophet is trained for it;
+    `start_from` a run whose last weights and optimizer state this one begins with, or a checkpoint
+    for its weights alone; a frozen run takes the prophet of one that holds both.  `dtype` auto
+    takes what multiplies faster on the device; `compile` runs both through torch.compile.
     """
 
     data: tuple[str, ...] = ()
@@ -171,7 +170,9 @@ class TrainConfig:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be from 0 to {2**32 - 1}, not {self.seed}")
         if self.data_limit and self.split == "file" and not self.validation:
-            raise ValueError("data_limit cuts what is split by fraction, not by file")
+            raise ValueError(
+                "data_limit cuts what is split by fraction: 0 where whole files are split off"
+            )
         if self.separate and self.shape.eos_byte < 0:
             raise ValueError("separate needs an eos_byte to put behind each file")
         if self.frozen and not self.starts:

@@ -59,16 +59,17 @@ def plot(curve: Sequence[Row]) -> bytes:
     from matplotlib.figure import Figure
 
     names = [name for name, value in curve[-1].items() if isinstance(value, dict)]
-    steps = [row["step"] for row in curve]
     places = len(curve[-1][names[0]].get("acceptance", ()))
     panels = 2 if places else 1
     figure = Figure(figsize=(5.5 * len(names), 3.5 * panels), layout="constrained")
     axes = figure.subplots(panels, len(names), squeeze=False, sharex=True)
     for column, name in enumerate(names):
         above, below = axes[0][column], axes[-1][column]
+        rows = [row for row in curve if name in row]  # a sample may have had another name before
+        steps = [row["step"] for row in rows]
         for part in PARTS:
             if part in curve[-1][name]:
-                above.plot(steps, [row[name][part] for row in curve], label=part)
+                above.plot(steps, [row[name][part] for row in rows], label=part)
         above.set_title(name)
         above.set_ylabel("bits per byte")
         above.legend()
@@ -78,7 +79,7 @@ def plot(curve: Sequence[Row]) -> bytes:
         if not places:
             continue
         for place in range(places):
-            values = [row[name]["acceptance"][place] for row in curve]
+            values = [row[name]["acceptance"][place] for row in rows]
             below.plot(steps, values, label=f"draft {place + 1}")
         below.set_ylim(0, 1)
         below.set_ylabel("acceptance, given all before")

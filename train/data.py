@@ -106,7 +106,7 @@ def _samples(paths: tuple[str, ...], packing: Packing, cache: Path) -> list[Samp
 
 
 def _names(sources: Sequence[tuple[str, ...]]) -> list[str]:
-    """A name for each: that of its file, with as much of the path as tells them apart."""
+    """A name for each: that of its file, with as much of the paths of all as tells them apart."""
     longest = max((len(Path(paths[0]).parts) for paths in sources), default=0)
     names: list[str] = []
     for parts in range(1, longest + 1):
@@ -120,4 +120,4 @@ def _names(sources: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _end(path: str, parts: int) -> str:
-    return "/".join(Path(path).parts[-parts:]) or path
+    return str(Path(*Path(path).parts[-parts:]))

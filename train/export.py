@@ -116,6 +116,8 @@ def _domains(trainer: Trainer, directory: Path) -> list[Domain]:
     tests = trainer.corpus.test
     model = load_model(directory).to(trainer.device)
     prophet = load_prophet(directory) if trainer.config.starts else None
+    if prophet is not None:
+        prophet.to(trainer.device)
     context = model.config.max_position_embeddings
     length = prompt_bytes(context, tests)
     scoring = build_decoder(
@@ -128,7 +130,7 @@ def _domains(trainer: Trainer, directory: Path) -> list[Domain]:
             for draft_length in DRAFT_LENGTHS:
                 acceptance, outputs = measure_acceptance(
                     model,
-                    prophet.to(trainer.device),
+                    prophet,
                     prompts,
                     temperature=temperature,
                     draft_length=draft_length,

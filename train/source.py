@@ -91,8 +91,8 @@ def open_source(
         if packing.by_file:
             raise DataError(f"{name}: one file cannot be split by file; split by fraction")
         return _cut(_mapped(files[0]), packing.validation_fraction, limit)
-    share = packing.validation_fraction if packing.by_file else None
-    key = hashlib.sha256(repr((packing.separator, share)).encode())
+    by_file = packing.by_file and packing.validation_fraction
+    key = hashlib.sha256(repr((packing.separator, by_file)).encode())
     for path in files:
         with _reading(path):
             facts = path.stat()

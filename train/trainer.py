@@ -155,7 +155,10 @@ class Trainer:
 
     def _start_from_run(self, path: Path) -> None:
         state = read_save(path, self.device)
-        config = TrainConfig.from_json(state["config"])
+        try:
+            config = TrainConfig.from_json(state["config"])
+        except ValueError as error:
+            raise TrainingError(f"start_from: {path}: {error}") from None
         if config.frozen and not self.config.frozen:
             raise TrainingError(f"start_from: {path} trained a prophet alone, not a model")
         if self.config.frozen and not config.frozen:
