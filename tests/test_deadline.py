@@ -43,6 +43,6 @@ def test_a_client_that_takes_a_part_and_no_more_is_given_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        start, *parts = sent(bytes(5 * PIECE), waits_from=2 * PIECE)
+        _, *parts = sent(bytes(5 * PIECE), waits_from=2 * PIECE)
     assert len(parts) == 2
     assert "not taken in a part of its answer in 0.05 s" in caplog.text
