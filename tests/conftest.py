@@ -2,13 +2,25 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
+import httpx
 import pytest
 import torch
 from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read as kernels are defined
+
+# what settings are here is for the tests to say, and how wide --help is
+for variable in [name for name in os.environ if name.startswith("SPECDEC_")]:
+    if variable not in ("SPECDEC_NATIVE_DIR", "SPECDEC_BF16_PRODUCTS"):
+        del os.environ[variable]
+os.environ["COLUMNS"] = "200"
+
+# a machine may be busy for longer than the five seconds for which clients wait otherwise
+for call in ("get", "post", "stream"):
+    setattr(httpx, call, partial(getattr(httpx, call), timeout=60))
 
 # examples are judged by what they show, not by how long a loaded machine takes
 settings.register_profile("project", deadline=None)

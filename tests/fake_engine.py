@@ -114,7 +114,7 @@ class FakeEngine:
 
 
 def app_of(engine: FakeEngine, **settings: Any) -> FastAPI:
-    """An app around an engine, with settings that no variable of the environment changes."""
+    """An app around an engine; no variable changes its settings, as conftest.py sees to."""
     return create_app(Settings.model_validate(settings), lambda _: engine)
 
 
@@ -178,6 +178,6 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)

@@ -40,7 +40,7 @@ def wait_for(
     url: str,
     trust: ssl.SSLContext | bool = True,
     alive: Callable[[], bool] = lambda: True,
-    seconds: float = 60,
+    seconds: float = 300,
 ) -> None:
     """Until the server is ready."""
     deadline = time.monotonic() + seconds

@@ -369,7 +369,7 @@ def test_requests_end_at_their_deadlines_waiting_or_running() -> None:
     decoder.model.forward = slow  # type: ignore[method-assign, assignment]
     with running(decoder) as engine:
         first, queued, last = Receiver(), Receiver(), Receiver()
-        engine.submit(submission("first", max_tokens=150, draft_length=0, timeout_s=0.5), first)
+        engine.submit(submission("first", max_tokens=150, draft_length=0, timeout_s=2.0), first)
         engine.submit(submission("queued", timeout_s=0.05), queued)
         engine.submit(submission("last"), last)
         assert (queued.finished().reason, queued.output) == (FinishReason.TIMEOUT, b"")

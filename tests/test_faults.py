@@ -94,7 +94,7 @@ def test_clients_that_leave_free_their_slots_and_the_queue(server: Server, strea
     before = cancelled(server)
     connections = [connect(server, LONG | {"stream": stream}) for _ in range(8)]
     assert eventually(lambda: server.busy() == 8)
-    assert server.metric("num_requests_running") == 4
+    assert eventually(lambda: server.metric("num_requests_running") == 4)
     for connection in connections:
         connection.close()
     assert eventually(lambda: server.busy() == 0)
@@ -144,11 +144,11 @@ def test_a_body_of_countless_mistakes_is_refused_at_the_first(
 
 
 def test_told_to_stop_under_load_it_finishes_what_it_can(tmp_path: Path) -> None:
-    for server in serve(tmp_path, "--drain-seconds", "2"):
+    for server in serve(tmp_path, "--drain-seconds", "5"):
         cut_off = [connect(server, LONG | {"stream": True}) for _ in range(3)]
         assert eventually(lambda server=server: server.metric("num_requests_running") == 3)
         with ThreadPoolExecutor(1) as clients:
-            short = clients.submit(server.ask, prompt="x", max_tokens=60, ignore_eos=True)
+            short = clients.submit(server.ask, prompt="x", max_tokens=200, ignore_eos=True)
             assert eventually(lambda server=server: server.metric("num_requests_running") == 4)
             server.process.send_signal(signal.SIGTERM)
             assert eventually(
@@ -156,7 +156,7 @@ def test_told_to_stop_under_load_it_finishes_what_it_can(tmp_path: Path) -> None
             )
             refused = server.ask(prompt="x")
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
-            assert short.result().json()["usage"]["completion_tokens"] == 60
+            assert short.result().json()["usage"]["completion_tokens"] == 200
         for connection in cut_off:
             with connection, connection.makefile("rb") as answer:
                 events = [line for line in answer if line.startswith(b"data: ")]

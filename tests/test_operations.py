@@ -23,7 +23,7 @@ def test_before_and_after_loading() -> None:
     engine = FakeEngine(say(b"x"))
 
     def load(_: Settings) -> FakeEngine:
-        assert loaded.wait(5)
+        assert loaded.wait(60)
         return engine
 
     async def scenario() -> None:
@@ -81,7 +81,7 @@ def test_a_model_that_cannot_be_loaded(
 def test_without_a_model_the_process_ends_with_a_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "server", "--port", "0", "--log-level", "error"]
     ended = subprocess.run(
-        [*command, "--checkpoint", tmp_path], capture_output=True, text=True, timeout=60
+        [*command, "--checkpoint", tmp_path], capture_output=True, text=True, timeout=300
     )
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()

@@ -49,7 +49,7 @@ def served(
 
 
 def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -120,7 +120,7 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         assert isinstance(answer.exception(), httpx.TransportError)
 
 
-LOADS_FOR_A_MINUTE = """
+LOADS_FOR_MINUTES = """
 import sys, time
 from server.engine_process import EngineProcess
 from server.logs import configure
@@ -128,7 +128,7 @@ from server.process import serve
 from server.settings import read_settings
 
 def load(settings):
-    time.sleep(60)
+    time.sleep(600)
 
 if __name__ == "__main__":
     settings = read_settings()
@@ -139,7 +139,7 @@ if __name__ == "__main__":
 
 def test_told_to_stop_while_it_loads_it_ends_at_once(tmp_path: Path) -> None:
     script, port = tmp_path / "slow.py", free_port()
-    script.write_text(LOADS_FOR_A_MINUTE)
+    script.write_text(LOADS_FOR_MINUTES)
     process = subprocess.Popen(
         [sys.executable, script, "--port", str(port)],
         env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
@@ -155,7 +155,7 @@ def test_told_to_stop_while_it_loads_it_ends_at_once(tmp_path: Path) -> None:
     try:
         eventually(loading)
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=20)
+        _, told = process.communicate(timeout=120)
         assert process.returncode == 0
         assert b"told to stop while loading" in told
         assert b"Traceback" not in told

@@ -85,11 +85,15 @@ def test_a_stopped_run_resumes_to_the_losses_of_an_unbroken_one(
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        process.wait()
     # a signal that can be heard is an orderly end
     assert process.returncode == (-number if number == signal.SIGKILL else 0), errors
     assert b"Traceback" not in errors
@@ -110,7 +114,7 @@ def test_a_run_killed_amid_a_write_resumes_to_the_losses_of_an_unbroken_one(
         [*script, "--data", str(text), *FLAGS, "--out", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     if step is None:

@@ -441,7 +441,7 @@ def test_two_processes_do_what_one_does(text: Path, tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (weights(tmp_path / name / "last.pt") for name in ("one", "two"))
