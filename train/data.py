@@ -107,16 +107,14 @@ def _samples(paths: tuple[str, ...], packing: Packing, cache: Path) -> list[Samp
 
 def _names(sources: Sequence[tuple[str, ...]]) -> list[str]:
     """A name for each: that of its file, with as much of the paths of all as tells them apart."""
-    longest = max((len(Path(paths[0]).parts) for paths in sources), default=0)
+    different = list(dict.fromkeys(sources))  # what is named twice is the same
+    longest = max((len(Path(paths[0]).parts) for paths in different), default=0)
     names: list[str] = []
     for parts in range(1, longest + 1):
-        names = [source_name([_end(path, parts) for path in paths]) for paths in sources]
+        names = [source_name([_end(path, parts) for path in paths]) for paths in different]
         if len(set(names)) == len(names):
-            return names
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{twice}: is named twice")
-    return names
+            break
+    return [names[different.index(paths)] for paths in sources]
 
 
 def _end(path: str, parts: int) -> str:
