@@ -220,26 +220,22 @@ def _row(
     Of `seconds` base, auto and base without a prophet have one for each turn, others one for every
     so many, and are held against base and auto of the same turns.
     """
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
     same = {n: values[::every] if n in PAIRED else values for n, values in seconds.items()}
-    fixed = min(
-        (n for n in same if n == "base" or n.isdecimal()), key=lambda n: statistics.median(same[n])
-    )
+    middle = {name: statistics.median(values) for name, values in same.items()}
+    fixed = min((n for n in middle if n == "base" or n.isdecimal()), key=middle.__getitem__)
     ratios = [a / b for a, b in zip(seconds["base"], seconds["auto"], strict=True)]
     against = [a / b for a, b in zip(same[fixed], same["auto"], strict=True)]
     to_bare = [a / b for a, b in zip(seconds[BARE], seconds["base"], strict=True)]
     return {
-        "base_bytes_per_second": round(total / middle["base"]),
-        "auto_bytes_per_second": round(total / middle["auto"]),
+        "base_bytes_per_second": round(total / statistics.median(seconds["base"])),
+        "auto_bytes_per_second": round(total / statistics.median(seconds["auto"])),
         "ratio": round(statistics.median(ratios), 3),
         "lower_95": _rounded(lower_bound(ratios)),
         "best_fixed": "0" if fixed == "base" else fixed,
         "auto_to_best_fixed": round(statistics.median(against), 3),
         "base_to_no_prophet": round(statistics.median(to_bare), 3),
         "base_to_no_prophet_lower_95": _rounded(lower_bound(to_bare)),
-        "bytes_per_second": {
-            name: round(total / statistics.median(values)) for name, values in same.items()
-        },
+        "bytes_per_second": {name: round(total / value) for name, value in middle.items()},
         "bytes_per_round": {
             name: round(statistics.median(values), 3) for name, values in bytes_per_round.items()
         },

@@ -87,9 +87,10 @@ class Ledger:
             (self._prefill if consumes else self._verify).observe(verify / rounds, rounds)
             self._accept.observe(accept / rounds, rounds)
             self._host.observe(max(0.0, host) / rounds, rounds)
-        for slot in set(chosen).difference(gone):
-            for tried, times in results[slot].tally.items():
-                self._lengths[tried.drafted] += times
+        for slot in chosen:
+            if slot not in gone:
+                for tried, times in results[slot].tally.items():
+                    self._lengths[tried.drafted] += times
         if self._costs and not consumes:
             self._decode_s += sum(elapsed) if elapsed else seconds
             rows = len(results)
