@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -39,11 +40,11 @@ def load_prompts(domain: str) -> list[bytes]:
     return [text.encode() for text in record["prompts"]]
 
 
-def _timed(decoder: Decoder[Model], jobs: list[Job]) -> Timed:
+def _timed(decoder: Decoder[Model], jobs: list[Job], p_min: float) -> Timed:
     if decoder.device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    outputs = generate(decoder, jobs)
+    outputs = generate(decoder, jobs, p_min=p_min)
     if decoder.device.type == "cuda":
         torch.cuda.synchronize()
     return Timed(time.perf_counter() - began, outputs)
@@ -57,6 +58,7 @@ def measure(
     tokens: int,
     temperature: float,
     draft_length: int,
+    p_min: float,
     repeats: int,
 ) -> dict[str, object]:
     """Interleaved pairs of base and speculative runs over batches of prompts."""
@@ -70,9 +72,9 @@ def measure(
         fast = [replace(job, draft_length=draft_length) for job in base]
         # who goes first alternates, so that neither always meets the warmer machine
         if repeat % 2:
-            speculative, plain = _timed(decoder, fast), _timed(decoder, base)
+            speculative, plain = _timed(decoder, fast, p_min), _timed(decoder, base, p_min)
         else:
-            plain, speculative = _timed(decoder, base), _timed(decoder, fast)
+            plain, speculative = _timed(decoder, base, p_min), _timed(decoder, fast, p_min)
         ratios.append(plain.seconds / speculative.seconds)
         base_speed.append(batch * tokens / plain.seconds)
         fast_speed.append(batch * tokens / speculative.seconds)
@@ -89,6 +91,7 @@ def measure(
         "batch": batch,
         "temperature": temperature,
         "draft_length": draft_length,
+        "p_min": p_min,
         "pairs": repeats,
         "tokens": tokens,
         "differing_outputs": differing,
@@ -139,6 +142,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--domain", nargs="+", default=["code", "prose"])
     parser.add_argument("--draft-length", type=int, nargs="+", default=[5])
+    parser.add_argument(
+        "--p-min",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        help="leave drafts away that are less likely to be kept, as --draft-p-min of the server",
+    )
     parser.add_argument("--tokens", type=int, default=256, help="bytes generated per prompt")
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -174,13 +184,13 @@ def main(arguments: list[str]) -> int:
         "milliseconds": {n: costs(decoder, n) for n in options.draft_length},
     }
     print(json.dumps(header))
-    print("domain  batch  temp  γ   base B/s  spec B/s  ratio [quartiles]   bytes/round  differing")
+    print("domain  batch  temp  γ p_min  base B/s  spec B/s  ratio [quartiles]  bytes/round differ")
     results, differing = [], 0
     for domain in options.domain:
         prompts = load_prompts(domain)
         for batch in options.batch:
             for temperature in options.temperature:
-                for draft_length in options.draft_length:
+                for draft_length, p_min in product(options.draft_length, options.p_min):
                     row = measure(
                         decoder,
                         prompts,
@@ -188,6 +198,7 @@ def main(arguments: list[str]) -> int:
                         tokens=options.tokens,
                         temperature=temperature,
                         draft_length=draft_length,
+                        p_min=p_min,
                         repeats=options.pairs,
                     )
                     results.append({"domain": domain, **row})
@@ -205,8 +216,9 @@ def _line(domain: str, row: dict[str, object]) -> str:
     low, middle, high = row["ratio"]  # type: ignore[misc]
     return (
         f"{domain:6} {row['batch']:6} {row['temperature']:5} {row['draft_length']:2} "
-        f"{row['base_bytes_per_second']:10} {row['speculative_bytes_per_second']:9} "
-        f"{middle:7.2f} [{low:.2f}, {high:.2f}] {row['mean_bytes_per_round']:12} "
+        f"{row['p_min']:5} {row['base_bytes_per_second']:10} "
+        f"{row['speculative_bytes_per_second']:9} {middle:7.2f} [{low:.2f}, {high:.2f}] "
+        f"{row['mean_bytes_per_round']:12} "
         f"{row['differing_outputs']:9}   accepted by position {row['accepted_per_position']}"
     )
 

@@ -13,9 +13,12 @@ from bench.report import Record, named_records
 
 
 def decode(record: Record) -> str:
-    """By domain, temperature, rows and draft length; then what rounds take, in milliseconds."""
+    """By domain, temperature, rows, draft length and how likely drafts must be; then what rounds
+    take, in milliseconds."""
     several = len({result["batch"] for result in record["results"]}) > 1
-    titles = ["domain", "T", *(["rows"] if several else []), "γ", "base, bytes/s"]
+    choosy = any(result.get("p_min") for result in record["results"])
+    titles = ["domain", "T", *(["rows"] if several else []), "γ", *(["p_min"] if choosy else [])]
+    titles += ["base, bytes/s"]
     titles += ["speculative, bytes/s", "ratio, median [quartiles]", "bytes per round"]
     rows = []
     for r in record["results"]:
@@ -26,6 +29,7 @@ def decode(record: Record) -> str:
                 f"{r['temperature']:g}",
                 *([r["batch"]] if several else []),
                 r["draft_length"],
+                *([f"{r['p_min']:g}"] if choosy else []),
                 f"{r['base_bytes_per_second']:,.0f}",
                 f"{r['speculative_bytes_per_second']:,.0f}",
                 f"{middle:.2f} [{low:.2f}, {high:.2f}]",

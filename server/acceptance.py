@@ -1,4 +1,4 @@
-"""How many drafts are accepted, estimated by position from what was seen.  Plain Python."""
+"""How many drafts are accepted, or made at all, estimated by position.  Plain Python."""
 
 import math
 from collections.abc import Sequence
@@ -7,18 +7,23 @@ from operator import mul
 
 
 class Acceptance:
-    """How often draft k of a row was right where all before it were, lately.
+    """How often draft k of a row was right where all before it were, lately; or likely enough to be
+    made.
 
-    `prior` is what is believed of a row that has drafted little.
+    `prior` is what is believed of a row that has drafted little, or the chance `at_first` of each.
     """
 
     WEIGHT = 6.0
     """Rounds that the prior counts for."""
 
     def __init__(
-        self, longest: int, prior: "Acceptance | None" = None, memory: float = 100
+        self,
+        longest: int,
+        prior: "Acceptance | None" = None,
+        memory: float = 100,
+        at_first: float = 0.7,
     ) -> None:
-        self._prior = prior
+        self._prior, self._at_first = prior, at_first
         self._tried, self._kept = [0.0] * longest, [0.0] * longest
         self._forget = 1 - 1 / memory
         self._trust = self.WEIGHT
@@ -66,7 +71,7 @@ class Acceptance:
         if prior is None:
             # positions never reached: as those that were
             tried, kept = sum(self._tried), sum(self._kept)
-            usual = (kept + 0.7) / (tried + 1)
+            usual = (kept + self._at_first) / (tried + 1)
             return [
                 (k + usual * self.WEIGHT) / (t + self.WEIGHT)
                 for t, k in zip(self._tried, self._kept, strict=True)

@@ -52,24 +52,27 @@ class DraftLengths:
     """Decisions are so many times rarer while nobody drafts and nothing speaks for trying."""
     TOLD = 16
     """Among so many rows whose drafts could hardly pay one may draft all the same."""
-    PLAIN_EVERY, PLAIN = 1200, 20
+    PLAIN_EVERY, PLAIN = 1600, 32
     """While rows draft, so many rounds among so many are plain: what they cost is the yardstick."""
     LOOK_EVERY = 64
     """While nobody drafts one call in so many rounds is observed."""
     REMEMBERED = 800
     """Rounds at most from which is known how often texts repeat themselves."""
-    SETTLING = 4
+    SETTLING = 12
     """So many plain rounds behind those that drafted are not timed: they take longer."""
 
     def __init__(self, costs: RoundCosts, longest: int) -> None:
         """`longest`: what the prophet drafts at most, 0 without one."""
         self._costs, self._longest = costs, longest
         self._usual = [Acceptance(LONGEST_DRAFT, memory=400) for _ in range(CASES)]
+        self._made = Acceptance(LONGEST_DRAFT, memory=400, at_first=1.0)
         # nothing is known of how often texts repeat themselves: it is looked for at first
         self._met = [4.0] + [1.0] * (CASES - 1)
         self._rows: dict[int, OpenRow] = {}
         self._among = 0
         """Rows for which it was decided."""
+        self._gain = 1.0
+        """Bytes per second as decided, against plain rounds."""
         self._age = 0
         self._wait = self.FIRST
         self._decided = self._drafting = self._trying = False
@@ -87,7 +90,7 @@ class DraftLengths:
     def enter(self, slot: int, most: int, longest: int = 0) -> None:
         """A row begins to decode for which the prophet may draft up to `most` bytes a round, or up
         to `longest` may be looked up."""
-        row = OpenRow(most, self._usual, self._met, longest)
+        row = OpenRow(most, self._usual, self._met, self._made, longest)
         if self._rows:  # as the others until it is decided
             for index, case in enumerate(row.cases):
                 lengths = [other.cases[index].length for other in self._rows.values()]
@@ -110,13 +113,19 @@ class DraftLengths:
         What a prophet has to be told costs a share of the prompt; where drafts could not pay even
         if they were as good as is still thinkable, only one row in `TOLD` pays it.
         """
-        plain, hoped = self._costs.plain(rows), self._usual[USUAL].hoped()
-        drafting = (gamma for gamma in self._costs.lengths if 0 < gamma <= self._longest)
-        least = self.MARGIN / plain
-        if any(hoped[g] > least * self._costs.seconds(rows, g) for g in drafting):
-            return True
+        hoped, made = self._usual[USUAL].hoped(), self._made.hoped()
+        least = self.MARGIN / self._costs.plain(rows)
+        for gamma in self._costs.lengths:
+            seconds = self._costs.seconds(rows, gamma, made[gamma] - 1)
+            if 0 < gamma <= self._longest and hoped[gamma] > least * seconds:
+                return True
         self._hopeless += 1
         return self._hopeless % self.TOLD == 0
+
+    def p_min(self, rows: int) -> float:
+        """Below which chance of being kept drafts had better be left away: a place takes time in
+        which other rounds would give bytes."""
+        return min(1.0, self._gain * self._costs.p_min(rows))
 
     def leave(self, slot: int) -> None:
         self._rows.pop(slot, None)
@@ -193,7 +202,7 @@ class DraftLengths:
         if not results:
             return
         count, rows = len(next(iter(results.values())).rounds), len(results)
-        drafting = any(result.drafted for result in results.values())
+        drafting = any(result.wanted for result in results.values())
         if drafting:
             self._learned += count
             self._learn(results, left)
@@ -225,7 +234,7 @@ class DraftLengths:
             them = (result.rounds[first:] for result in results.values())
             self._costs.observe(zip(*them, strict=True), seconds[first:])
         mine = self._rows.keys() | left
-        if all(slot in mine or not result.drafted for slot, result in results.items()):
+        if all(slot in mine or not result.wanted for slot, result in results.items()):
             # what rows that always draft cost is not this one's loss
             given = sum(len(r.output) for slot, r in results.items() if slot not in left) / rows
             self._budget.spend(plain * given, min(spent, 3 * plain * given))
@@ -238,10 +247,12 @@ class DraftLengths:
             if slot not in left:
                 row = self._rows.get(slot)
                 for tried, times in result.tally.items():
-                    if tried.drafted:
+                    if tried.wanted:
                         usual = self._usual[1 + tried.tier]
-                        usual.observe(tried.drafted, tried.accepted, times)
-                        if tried.tier >= 0:
+                        usual.observe(tried.wanted, tried.accepted, times)
+                        if tried.tier < 0:
+                            self._made.observe(tried.wanted, tried.drafted, times)
+                        else:
                             self._met[1 + tried.tier] += times
                             self._met[USUAL] -= times
                         if row:
@@ -249,6 +260,7 @@ class DraftLengths:
 
     def _decide(self, fixed: Sequence[int]) -> None:
         rows = list(self._rows.values())
+        self._gain = 1.0
         if not self._budget.open:
             for row in rows:
                 row.rest()
@@ -256,9 +268,9 @@ class DraftLengths:
         count = len(rows) + len(fixed)
         watched = sum(row.cases[USUAL].most > 0 for row in rows) + sum(n > 0 for n in fixed)
         shares = self._shares(count, watched)
-        beside = sum(self._costs.seconds(count, gamma) for gamma in fixed) / count
         # what fixed rows will yield is not known here; they draft as others do
-        usual = self._usual[USUAL].expected()
+        usual, made = self._usual[USUAL].expected(), self._made.expected()
+        beside = sum(self._costs.seconds(count, n, made[n] - 1) for n in fixed) / count
         given = sum(usual[min(gamma, self._longest)] for gamma in fixed)
         for row in rows:
             row.weigh(shares)
@@ -279,6 +291,7 @@ class DraftLengths:
             chosen, best = answer, rate(answer)
         plain = [[0] * CASES for _ in rows]
         worth = best >= self.MARGIN * rate(plain)
+        self._gain = max(1.0, best / rate(plain))
         if not worth:
             chosen, best = plain, rate(plain)
         if not self._decided or not worth or best > self.GAIN * rate(held):

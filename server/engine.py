@@ -62,16 +62,21 @@ class _Stop:
 class Engine:
     """Continuous batching over a decoder's slots, on a thread of its own.
 
-    With `costs` rows in mode auto draft as much as pays.
+    With `costs` rows in mode auto draft as much as pays, and all leave drafts away that are too
+    unlikely to; or less likely than `p_min`, if that is given.
     """
 
     def __init__(
-        self, decoder: Decoder[Any], info: EngineInfo, costs: RoundCosts | None = None
+        self,
+        decoder: Decoder[Any],
+        info: EngineInfo,
+        costs: RoundCosts | None = None,
+        p_min: float | None = None,
     ) -> None:
         self.info = info
         self._decoder = decoder
         lengths = DraftLengths(costs, info.longest_draft) if costs else None
-        self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK, lengths)
+        self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK, lengths, p_min)
         self._ledger = Ledger(costs)
         self._inbox: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
         self._deliver: dict[str, Deliver] = {}
@@ -232,7 +237,7 @@ class Engine:
                 self._decoder.fork(source, slot)
             if plan.drafts or plan.chunks:
                 read = self._decoder.begin(
-                    plan.drafts, plan.chunks, plan.lookups, plan.rounds, plan.span_s
+                    plan.drafts, plan.chunks, plan.lookups, plan.rounds, plan.span_s, plan.p_min
                 )
         except Exception as error:
             forked = (slot for slot, _ in plan.forks)

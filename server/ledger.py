@@ -80,8 +80,8 @@ class Ledger:
         draft, verify, accept = spent
         if verify:
             host = seconds - verify - accept
-            if any(result.drafted for result in results.values()):
-                drafting = _drafting([result for result in results.values() if result.drafted])
+            if any(result.wanted for result in results.values()):
+                drafting = _drafting([result for result in results.values() if result.wanted])
                 self._draft.observe(draft / drafting, drafting)
                 host -= draft
             (self._prefill if consumes else self._verify).observe(verify / rounds, rounds)
@@ -121,6 +121,6 @@ class Ledger:
 def _drafting(results: Sequence[RowResult]) -> int:
     """In how many rounds one of these rows drafted."""
     if len(results) == 1:  # which has them added up already
-        return sum(times for tried, times in results[0].tally.items() if tried.drafted)
+        return sum(times for tried, times in results[0].tally.items() if tried.wanted)
     them = zip(*(result.rounds for result in results), strict=True)
-    return sum(any(tried.drafted for tried in row) for row in them)
+    return sum(any(tried.wanted for tried in row) for row in them)

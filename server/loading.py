@@ -120,7 +120,7 @@ def load_engine(settings: Settings) -> Engine:
         info.exactness,
         time.monotonic() - began,
     )
-    engine = Engine(decoder, info, costs)
+    engine = Engine(decoder, info, costs, settings.draft_p_min)
     engine.start()
     return engine
 

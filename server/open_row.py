@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from server.acceptance import Acceptance
+from server.round_costs import between
 from specdec.config import LONGEST_DRAFT
 from specdec.lookup import NO_LOOKUP, TIERS, Lookup
 from specdec.round import Try
@@ -45,7 +46,8 @@ class Case:
 
 
 class OpenRow:
-    """`usual` is what is believed of any row's drafts, by case, and `met` of how often each is.
+    """`usual` is what is believed of any row's drafts, by case, `met` of how often each is, and
+    `made` of how many drafts the prophet makes of those that are wanted.
 
     The prophet may draft up to `most` bytes for it, and up to `longest` may be looked up.
     """
@@ -54,14 +56,22 @@ class OpenRow:
     """Rounds that `met` counts for."""
 
     def __init__(
-        self, most: int, usual: Sequence[Acceptance], met: Sequence[float], longest: int = 0
+        self,
+        most: int,
+        usual: Sequence[Acceptance],
+        met: Sequence[float],
+        made: Acceptance,
+        longest: int = 0,
     ) -> None:
         share = self.KNOWN / sum(met)
         self.cases = [
             Case(longest if index else most, each, share * met[index])
             for index, each in enumerate(usual)
         ]
+        self._made = Acceptance(LONGEST_DRAFT, made)
         self._looks = False
+        self._drafting: Mapping[int, float] = {}
+        """Its share of a round's seconds by draft length of the prophet's, as far as it goes."""
         self._expected: dict[int, list[float]] = {}
         self._share: dict[int, float] = {}
 
@@ -108,7 +118,9 @@ class OpenRow:
     def observe(self, tried: Try, times: int) -> None:
         """What drafts gave in so many rounds."""
         case = self.cases[1 + tried.tier]
-        case.acceptance.observe(tried.drafted, tried.accepted, times)
+        case.acceptance.observe(tried.wanted, tried.accepted, times)
+        if tried.tier < 0:
+            self._made.observe(tried.wanted, tried.drafted, times)
         case.trials -= times
         if case.trials <= 0:
             case.probe = 0
@@ -125,6 +137,7 @@ class OpenRow:
     def weigh(self, shares: Shares) -> None:
         """Settles what is believed of it while it is decided."""
         total = sum(case.met for case in self.cases)
+        self._drafting = _drafting(shares, self._made.expected())
         self._expected, self._share = {}, {}
         for index, case in enumerate(self.cases):
             if index == USUAL or (case.most and shares.looked_up):
@@ -147,38 +160,53 @@ class OpenRow:
                 seconds += share * shares.looked_up[length]
                 rest -= share
         gain += rest * self._expected[USUAL][lengths[USUAL]]
-        return gain, seconds + rest * shares.drafted[lengths[USUAL]]
+        return gain, seconds + rest * self._drafting[lengths[USUAL]]
 
     def answer(self, shares: Shares, rate: float) -> list[int]:
         """The lengths, by case, that are worth most where a second is worth `rate` bytes."""
-        worth, usual = self._best(USUAL, self._expected[USUAL], shares, rate)
+        worth, usual = self._best(USUAL, self._expected[USUAL], self._drafting, rate)
         lengths = [usual] + [0] * (CASES - 1)
         for index, expected in self._expected.items():
             if index != USUAL:
-                value, length = self._best(index, expected, shares, rate)
+                value, length = self._best(index, expected, shares.looked_up, rate)
                 lengths[index] = length if value > worth else 0
         return lengths
 
     def wish(self, shares: Shares, rate: float, longest: int) -> None:
         """What to try of cases for which nothing is drafted, if that may pay."""
-        worth, _ = self._best(USUAL, self._expected[USUAL], shares, rate)
+        worth, _ = self._best(USUAL, self._expected[USUAL], self._drafting, rate)
         for index, case in enumerate(self.cases):
             case.probe = 0
             if index in self._expected and not case.length:
                 case.acceptance.fade()
-                value, length = self._best(index, case.acceptance.hoped(), shares, rate)
+                seconds = shares.looked_up
+                if index == USUAL:
+                    self._made.fade()
+                    seconds = _drafting(shares, self._made.hoped())
+                value, length = self._best(index, case.acceptance.hoped(), seconds, rate)
                 if self._share[index] * (value - worth) > PROMISE:
                     case.trials = TRIALS
                     case.probe = min(length, longest if index == USUAL else 1)
 
     def _best(
-        self, index: int, expected: Sequence[float], shares: Shares, rate: float
+        self, index: int, expected: Sequence[float], known: Mapping[int, float], rate: float
     ) -> tuple[float, int]:
-        """What is worth most in a case, and with which length."""
-        known = shares.looked_up if index != USUAL else shares.drafted
+        """What is worth most in a case, and with which length, of those whose seconds are known."""
         most, worth, length = self.cases[index].most, -math.inf, 0
         for gamma, seconds in known.items():
             value = expected[gamma] - rate * seconds
             if value > worth and gamma <= most:
                 worth, length = value, gamma
         return worth, length
+
+
+def _drafting(shares: Shares, made: Sequence[float]) -> Mapping[int, float]:
+    """A row's seconds by what the prophet is asked for, where it makes so many drafts of 0, 1, …,
+    and a byte in any case."""
+    known = list(shares.drafted)[1:]
+    seconds = {0: shares.drafted[0]}
+    for gamma in known:
+        few, many, further = between(known, made[gamma] - 1)
+        among = (1 - further) * shares.drafted[few] + further * shares.drafted[many]
+        seconds[gamma] = max(shares.drafted[0], among)
+    return seconds

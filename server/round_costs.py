@@ -44,13 +44,25 @@ class RoundCosts:
         """Those that were measured of drafts that are looked up, 0 among them."""
         return self._kinds[True].lengths
 
-    def seconds(self, rows: int, gamma: int) -> float:
-        """Of rounds that a prophet drafts for.  Between what was measured linear, outside in
-        proportion to the last two."""
+    def seconds(self, rows: int, gamma: int, made: float | None = None) -> float:
+        """Of rounds that a prophet drafts for, and `made` of its γ drafts in the mean, where others
+        are left away.  Between what was measured linear, outside in proportion to the last two."""
         table = self._kinds[False]
+        if not gamma:
+            return self.plain(rows)
         return self.plain(rows) * (
-            1 + (table.lately.at(table.added(rows, gamma)) if gamma else 0.0)
+            1 + table.lately.at(table.drafting(rows, gamma if made is None else made))
         )
+
+    def p_min(self, rows: int) -> float:
+        """The chance below which a draft is not worth its place in the pass: what that adds to a
+        round, measured in plain ones, which give a byte."""
+        lengths, table = self.lengths[1:], self._kinds[False]
+        if not lengths:
+            return 0.0
+        few, many = (lengths[0], lengths[-1]) if len(lengths) > 1 else (0, lengths[0])
+        more = table.added(rows, many) - table.added(rows, few)
+        return min(1.0, max(0.0, more / (many - few)))
 
     def shares(self, rows: int, drafting: int = 0) -> dict[int, float]:
         """A row's share of those seconds, by every length that was measured of a prophet's drafts.
@@ -100,24 +112,27 @@ class RoundCosts:
             alike[row].append(took)
         count = len(next(iter(alike)))
         basis, held_up = self.plain(count), 0.0
-        plain = [took for row, times in alike.items() if not any(_drafts(row)) for took in times]
+        plain = [
+            took
+            for row, times in alike.items()
+            if not any(tried.wanted for tried in row)
+            for took in times
+        ]
         if len(plain) >= self.AMONG:
             longer = sum(plain) / len(plain) / basis - 1
             self._held_up += (longer - self._held_up) * min(0.2, len(plain) / self.SLOWLY)
             basis, held_up = sum(plain) / len(plain), max(0.0, self._held_up)
         fitting = [_Fitting(), _Fitting()]
         for row, times in alike.items():
-            lengths = _drafts(row)
-            if not any(lengths):
-                continue
-            kinds = {tried.tier >= 0 for tried in row if tried.drafted}
+            kinds = {tried.tier >= 0 for tried in row if tried.wanted}
             looked_up = True in kinds
             # a prophet drafts in steps, as many as the longest draft has: few rows that draft among
             # many cost more than their share, and tell nothing
-            if len(kinds) == 1 and (looked_up or len(set(lengths)) == 1):
+            if len(kinds) == 1 and (looked_up or len({tried.wanted for tried in row}) == 1):
                 table, seen = self._kinds[looked_up], fitting[looked_up]
                 seen.count += len(times)
-                added = sum(table.added(len(row), gamma) for gamma in lengths) / len(row)
+                price = table.added if looked_up else table.drafting
+                added = sum(price(len(row), tried.drafted) for tried in row) / len(row)
                 seen.added += added * len(times)
                 seen.beyond += sum(times) / basis * (1 + held_up) - len(times)
         drafting = len(seconds) - len(plain)
@@ -125,11 +140,6 @@ class RoundCosts:
             if seen.count:
                 each = seen.beyond / seen.count + held_up * len(plain) / drafting
                 table.lately.observe(seen.added / seen.count, each, seen.count)
-
-
-def _drafts(row: Sequence[Try]) -> list[int]:
-    """What each drafted."""
-    return [tried.drafted for tried in row]
 
 
 @dataclass
@@ -168,8 +178,8 @@ class _Table:
         return self._expected[pair]
 
     def _interpolated(self, rows: int, gamma: int) -> float:
-        few, many, further = _between(self._rows, rows)
-        less, more, beyond = _between(self.lengths, gamma)
+        few, many, further = between(self._rows, rows)
+        less, more, beyond = between(self.lengths, gamma)
         low, high = (
             (1 - beyond) * self._measured[count, less] + beyond * self._measured[count, more]
             for count in (few, many)
@@ -179,6 +189,14 @@ class _Table:
     def added(self, rows: int, gamma: int) -> float:
         """What so many drafts each were measured to add, in plain rounds."""
         return self.expected(rows, gamma) / self.expected(rows, 0) - 1
+
+    def drafting(self, rows: int, made: float) -> float:
+        """The same of so many in the mean, perhaps less than one: what drafting costs before the
+        first place to verify is there all the same."""
+        known = self.lengths[1:] if len(self.lengths) > 2 else self.lengths
+        few, many, further = between(known, made)
+        added = (1 - further) * self.added(rows, few) + further * self.added(rows, many)
+        return max(0.0, added)
 
 
 class _Line:
@@ -273,7 +291,7 @@ def _smoothed(
     return result
 
 
-def _between(known: Sequence[int], value: int) -> tuple[int, int, float]:
+def between(known: Sequence[int], value: float) -> tuple[int, int, float]:
     """Two of the sorted numbers and how far from the first to the second the value is."""
     if len(known) == 1:
         return known[0], known[0], 0.0

@@ -42,8 +42,9 @@ Deliveries = list[tuple[str, Event]]
 class Plan:
     """One round: slots to free, rows to open in slots, slots that take over what another has
     consumed (slot, source), drafts and prompt bytes by slot; of the drafts, those `chosen` here and
-    what to look up instead; the scheduler's `rows` in those slots, who need not be there any more
-    when results come.  Or up to `rounds` rounds within `span_s`, if no prompt is consumed."""
+    what to look up instead, and how likely the prophet's must be; the scheduler's `rows` in those
+    slots, who need not be there any more when results come.  Or up to `rounds` rounds within
+    `span_s`, if no prompt is consumed."""
 
     close: tuple[int, ...] = ()
     open: tuple[tuple[int, Submission], ...] = ()
@@ -55,6 +56,7 @@ class Plan:
     rows: Mapping[int, "_Row"] = field(default_factory=dict, repr=False, compare=False)
     rounds: int = 1
     span_s: float = SPAN_S
+    p_min: float = 0.0
 
     @property
     def empty(self) -> bool:
@@ -179,7 +181,7 @@ class _Row:
                 tries.append(tried._replace(accepted=min(tried.accepted, kept - begin)))
                 begin += 1 + tried.accepted
             tally = Counter(tries)
-        for (drafted, accepted, tier), times in tally.items():
+        for (drafted, accepted, tier, _), times in tally.items():
             self.rounds += times
             if drafted:
                 self.drafts += times
@@ -235,11 +237,18 @@ class _Row:
 class Scheduler:
     """Waiting requests, running rows and free slots.
 
-    `lengths` decides for rows that leave it open; without it they draft all that they may.
+    `lengths` decides for rows that leave it open; without it they draft all that they may.  Drafts
+    are left away where they are less likely than `p_min`, or than pays.
     """
 
-    def __init__(self, slots: int, chunk: int, lengths: DraftLengths | None = None) -> None:
-        self._chunk, self._lengths = chunk, lengths
+    def __init__(
+        self,
+        slots: int,
+        chunk: int,
+        lengths: DraftLengths | None = None,
+        p_min: float | None = None,
+    ) -> None:
+        self._chunk, self._lengths, self._p_min = chunk, lengths, p_min
         self._slots = slots
         self._free = list(range(slots - 1, -1, -1))
         self._closing: list[int] = []
@@ -343,6 +352,9 @@ class Scheduler:
             for slot in drafts:
                 if self._running[slot].stays_plain:
                     chosen[slot] = 0
+        p_min = self._p_min or 0.0
+        if self._p_min is None and self._lengths and drafts:
+            p_min = self._lengths.p_min(len(drafts))
         rows = {slot: self._running[slot] for slot in (*drafts, *chunks)}
         if any(row.awaited for row in rows.values()):
             rounds = 1
@@ -359,6 +371,7 @@ class Scheduler:
             rows=rows,
             rounds=rounds,
             span_s=span,
+            p_min=p_min,
         )
 
     def _find_leader(self, row: _Row, free: list[int]) -> int:

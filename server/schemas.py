@@ -94,7 +94,8 @@ class DecodingRequest(BaseModel):
         None,
         ge=1,
         le=16,
-        description="Bytes drafted per round in mode speculative, at most so many in mode auto.",
+        description="Bytes drafted per round at most: in mode speculative all that are likely "
+        "enough to be kept, in mode auto as many of them as pay.",
     )
     stream: bool = Field(False, description="Send the output as it comes, as server-sent events.")
     stream_interval: float = Field(

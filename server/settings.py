@@ -92,10 +92,17 @@ class Settings(BaseSettings):
         description="memory for keys and values; where max-batch requests need more, fewer run",
     )
     draft_length: int = Field(
-        default=3,
+        default=5,
         ge=1,
         le=16,
-        description="bytes drafted per round in mode speculative where a request does not say",
+        description="bytes drafted per round at most, in mode speculative, if a request is silent",
+    )
+    draft_p_min: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="on native kernels drafts end before a byte that, with all before it, is less "
+        "likely to be kept; what pays by the costs measured at start if left out; 0: all are made",
     )
     lookup_length: int = Field(
         default=16,

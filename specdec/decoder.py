@@ -161,6 +161,7 @@ class Decoder(Generic[Model]):
         lookups: Mapping[int, Lookup] | None = None,
         rounds: int = 1,
         span_s: float = math.inf,
+        p_min: float = 0.0,
     ) -> dict[int, RowResult]:
         """One round: slots of `drafts` decode with so many drafts (0: plain), slots of `chunks`
         consume so many bytes of their prompt.  Returns what each decoding slot got, and each that
@@ -168,9 +169,10 @@ class Decoder(Generic[Model]):
 
         Slots of `lookups` draft from their text where that matches.  A row drafts no further than
         its last byte, whatever is asked.  Up to `rounds` rounds are run, until `span_s` is over or
-        a row ends, and one only where prompts are consumed or log-probabilities wanted.
+        a row ends, and one only where prompts are consumed or log-probabilities wanted.  The
+        compiled core leaves drafts away where they are less likely than `p_min` to be kept.
         """
-        return self.begin(drafts, chunks, lookups, rounds, span_s)()
+        return self.begin(drafts, chunks, lookups, rounds, span_s, p_min)()
 
     def begin(
         self,
@@ -179,6 +181,7 @@ class Decoder(Generic[Model]):
         lookups: Mapping[int, Lookup] | None = None,
         rounds: int = 1,
         span_s: float = math.inf,
+        p_min: float = 0.0,
     ) -> Callable[[], dict[int, RowResult]]:
         """Begins a round; what is returned is to be called once, in order, and gives its results.
 
@@ -194,7 +197,7 @@ class Decoder(Generic[Model]):
             rounds = 1
         rounds = max(1, min(rounds, MOST_ROUNDS))
         self._refill_noise(decodes)
-        work = Round(tuple(decodes), tuple(prefills), rounds, span_s, self.interrupt)
+        work = Round(tuple(decodes), tuple(prefills), rounds, span_s, self.interrupt, p_min)
         outcome = self.run_round(self.model, self.drafter, self.state, work)
         rows = [self._row(decode.slot) for decode in decodes]
         for row, decode in zip(rows, decodes, strict=True):
@@ -358,9 +361,10 @@ def run_rounds(
 
 
 def generate(
-    decoder: Decoder[Any], jobs: Sequence[Job], *, rounds: int = MOST_ROUNDS
+    decoder: Decoder[Any], jobs: Sequence[Job], *, rounds: int = MOST_ROUNDS, p_min: float = 0.0
 ) -> list[Output]:
-    """Decodes the jobs together, one slot each, to their ends; up to so many rounds a call.
+    """Decodes the jobs together, one slot each, to their ends; up to so many rounds a call, and
+    without drafts that are less likely than `p_min` (`Decoder.step`).
 
     >>> outputs = generate(decoder, [Job(b"def ", 16), Job(b"def ", 16, draft_length=5)])
     >>> outputs[0].output == outputs[1].output
@@ -382,7 +386,7 @@ def generate(
             chunks = {s: min(LONGEST_CHUNK, decoder.to_prefill(s)) for s in sorted(running)}
             chunks = {slot: size for slot, size in chunks.items() if size}
             drafts = {s: jobs[s].draft_length for s in sorted(running) if s not in chunks}
-            begun.append(decoder.begin(drafts, chunks, None, rounds))
+            begun.append(decoder.begin(drafts, chunks, None, rounds, p_min=p_min))
             while len(begun) > (decoder.ahead and not chunks):
                 for slot, result in begun.popleft()().items():
                     if slot in chunks:

@@ -111,7 +111,7 @@ class _Round(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "rounds")),
-        ("span", ctypes.c_double),
+        *((name, ctypes.c_double) for name in ("span", "p_min")),
         *((name, ctypes.c_void_p) for name in ("interrupt", "slot", "gamma", "watched", "lookup")),
         ("prefills", ctypes.c_int64),
         *((f"prefill_{name}", ctypes.c_void_p) for name in ("slot", "start", "size")),
@@ -165,6 +165,7 @@ def run_native_round(
     decodes = work.decodes
     buffers.round.rows = len(decodes)
     buffers.round.rounds, buffers.round.span = work.repeats, work.span_s
+    buffers.round.p_min = work.p_min
     buffers.round.interrupt = work.interrupt.address
     judged = 0
     for index, row in enumerate(decodes):
@@ -192,11 +193,12 @@ def run_native_round(
         if row.alternatives >= 0:
             logprobs = _records(buffers.logits[at:], output, row.alternatives)
         ended = buffers.ended[index] != 0
-        drafted = accepted = 0
+        drafted = accepted = left = 0
         if row.longest:
             drafted = sum([each.drafted for each in tries])
             accepted = sum([each.accepted for each in tries])
-        results.append(RowResult(output, drafted, accepted, ended, logprobs, tries))
+            left = sum([each.left for each in tries])
+        results.append(RowResult(output, drafted, accepted, ended, logprobs, tries, left))
         at += drafted + 1
     scored = {}
     for prefill in prefills:
@@ -216,8 +218,9 @@ def run_native_round(
 def _tries(buffers: _Buffers, index: int) -> tuple[Try, ...]:
     """What a row drafted in each round."""
     at = index * _TRIES
-    numbers = buffers.tries[at : at + 3 * buffers.done[0]]
-    return tuple(map(Try, numbers[::3], numbers[1::3], numbers[2::3]))
+    each = len(Try._fields)
+    numbers = buffers.tries[at : at + each * buffers.done[0]]
+    return tuple(map(Try, *(numbers[field::each] for field in range(each))))
 
 
 def _parts(prefill: Prefill) -> list[Prefill]:

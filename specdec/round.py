@@ -82,22 +82,32 @@ class Prefill:
 @dataclass(frozen=True)
 class Round:
     """What is to be done, in one pass; by the compiled core, where no prompt is consumed, up to
-    `repeats` times: until a row ends, `span_s` seconds are over or the `interrupt` is set."""
+    `repeats` times: until a row ends, `span_s` seconds are over or the `interrupt` is set.
+
+    Of a row's drafts the core leaves away those from the first on with which the chance that all
+    are right, as the drafter sees it, falls below `p_min`; nothing that is looked up.
+    """
 
     decodes: tuple[Decode, ...] = ()
     prefills: tuple[Prefill, ...] = ()
     repeats: int = 1
     span_s: float = math.inf
     interrupt: Interrupt = field(default_factory=Interrupt)
+    p_min: float = 0.0
 
 
 class Try(NamedTuple):
-    """Drafts of one row in one round, how many were accepted, and the index in `TIERS` of where
-    they were looked up, or -1."""
+    """Drafts of one row in one round, how many were accepted, the index in `TIERS` of where they
+    were looked up, or -1, and how many further ones were left away as unlikely."""
 
     drafted: int
     accepted: int
     tier: int = -1
+    left: int = 0
+
+    @property
+    def wanted(self) -> int:
+        return self.drafted + self.left
 
 
 PLAIN = Try(0, 0)
@@ -120,15 +130,20 @@ class RowResult:
     ended: bool
     logprobs: tuple[ByteLogprob, ...] = ()
     tries: tuple[Try, ...] = ()
+    left: int = 0
 
     @property
     def rounds(self) -> tuple[Try, ...]:
         return self.tries or (Try(self.drafted, self.accepted),)
 
+    @property
+    def wanted(self) -> int:
+        return self.drafted + self.left
+
     @cached_property
     def tally(self) -> Mapping[Try, int]:
         """How often each came about."""
-        return Counter(self.rounds) if self.drafted else {PLAIN: len(self.rounds)}
+        return Counter(self.rounds) if self.wanted else {PLAIN: len(self.rounds)}
 
 
 class Seconds(NamedTuple):

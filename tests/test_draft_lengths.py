@@ -383,7 +383,7 @@ def test_where_nothing_is_found_the_prophet_drafts() -> None:
     lengths = looking(cost, longest=16)
     lengths.enter(0, 16, 16)
     text = Repeating(0.3, 2, 0.98, prophet=0.7)
-    text.rate(lengths, cost, 200)
+    text.rate(lengths, cost, 150)
     planned = lengths.plan([])
     assert planned.lengths[0] >= 1
     assert planned.lookups[0][2] > planned.lengths[0]
@@ -569,3 +569,99 @@ def test_a_row_of_which_nothing_was_seen_is_as_the_others() -> None:
     assert other.hoped() == before
     one.observe(8, 0)
     assert one.expected()[1] < usual.expected()[1]
+
+
+class Choosy:
+    """Rows whose prophet knows the chance of each draft, and leaves unlikely ones away."""
+
+    def __init__(self, cost: Cost, rows: int, sure: float) -> None:
+        self.cost, self.rows, self.sure = cost, rows, sure
+        self.random = random.Random(3)
+
+    def tried(self, wanted: int, p_min: float) -> Try:
+        made = accepted = 0
+        likely, right = 1.0, True
+        for _ in range(wanted):
+            chance = 0.98 if self.random.random() < self.sure else 0.25
+            likely *= chance
+            if likely < p_min:
+                break
+            made += 1
+            right &= self.random.random() < chance
+            accepted += right
+        return Try(made, accepted, left=wanted - made)
+
+    def rate(self, lengths: DraftLengths, rounds: int, p_min: float | None = None) -> float:
+        """Bytes per second; a round costs what is verified, and a step more for each row."""
+        total = spent = 0.0
+        for _ in range(rounds):
+            wanted = lengths.plan([]).lengths
+            least = lengths.p_min(self.rows) if p_min is None else p_min
+            tries = {slot: self.tried(gamma, least) for slot, gamma in wanted.items()}
+            seconds = sum(
+                self.cost(self.rows, tried.drafted) if tried.wanted else self.cost(self.rows, 0)
+                for tried in tries.values()
+            )
+            seconds = seconds / self.rows + 0.15 * any(wanted.values())
+            if lengths.over(wanted, 1):
+                gave = {slot: result(tried) for slot, tried in tries.items()}
+                lengths.observe(gave, [seconds], seconds)
+            total += sum(1 + tried.accepted for tried in tries.values())
+            spent += seconds
+        return total / spent
+
+
+def choosing(cost: Cost, rows: int) -> DraftLengths:
+    """Of rows whose costs were measured with every draft made."""
+    drafted = {(rows, g): cost(rows, g) + 0.15 * (g > 0) for g in LENGTHS}
+    lengths = DraftLengths(RoundCosts(drafted), longest=16)
+    for slot in range(rows):
+        lengths.enter(slot, 16)
+    return lengths
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("sure", [0.2, 0.6, 0.9])
+def test_what_is_left_away_costs_nothing_and_counts(rows: int, sure: float) -> None:
+    """Where all drafts are made they pay less, or not at all."""
+    rates = [
+        Choosy(dear_places, rows, sure).rate(choosing(dear_places, rows), 4000, p_min)
+        for p_min in (None, 0.0)
+    ]
+    plain = rows / dear_places(rows, 0)
+    assert rates[0] > 0.97 * plain
+    assert rates[1] > 0.97 * plain
+    if sure > 0.5:
+        assert rates[0] > 1.1 * rates[1]
+        assert rates[0] > 1.2 * plain
+
+
+def test_a_draft_must_be_as_likely_as_its_place_is_dear() -> None:
+    def cost(rows: int, gamma: int) -> float:
+        return rows * (1 + 0.3 * (gamma > 0) + 0.2 * gamma)
+
+    costs = measured(cost)
+    assert [costs.p_min(rows) for rows in (1, 3, 8)] == pytest.approx([0.2] * 3)
+    assert measured(dear).p_min(1) == 1.0
+    assert measured(lambda rows, gamma: float(rows)).p_min(2) == 0.0
+    assert RoundCosts({(1, 0): 1.0, (1, 4): 3.0}).p_min(1) == 0.5
+    assert RoundCosts({(1, 0): 1.0}).p_min(1) == 0.0
+    # where drafting pays, time is worth more
+    lengths = DraftLengths(costs, longest=16)
+    assert lengths.p_min(1) == pytest.approx(0.2)
+    lengths.enter(0, 16)
+    simulation = Simulation(cost, [0.9])
+    rate = simulation.rate(lambda: lengths.plan([]).lengths, 1500, lengths)
+    assert lengths.p_min(1) == pytest.approx(0.2 * rate, rel=0.2)
+    assert rate > 1.5
+
+
+def test_a_round_whose_drafts_were_all_left_away_is_no_plain_one() -> None:
+    costs = RoundCosts({(1, 0): 1.0, (1, 1): 1.6, (1, 2): 2.0, (1, 4): 2.8})
+    assert costs.seconds(1, 4, 0.0) == pytest.approx(1.2, rel=0.02)
+    assert costs.seconds(1, 4, 1.5) == pytest.approx(1.8, rel=0.02)
+    assert costs.seconds(1, 0) == 1.0
+    for _ in range(200):
+        costs.observe([(Try(0, 0, left=4),), (Try(2, 1, left=2),)] * 4, [1.5, 2.3] * 4)
+    assert costs.plain(1) == 1.0
+    assert costs.seconds(1, 4, 1.0) == pytest.approx(1.9, rel=0.02)

@@ -16,6 +16,7 @@ from server.profiling import measure_costs
 from server.settings import Settings
 from specdec.build import build_decoder
 from specdec.checkpoint import save_checkpoint
+from specdec.native_stack import NativeModel
 
 
 @pytest.fixture
@@ -182,3 +183,30 @@ def test_lookups_are_for_the_compiled_core_and_may_be_forbidden(tmp_path: Path) 
         engine = load_engine(given)
         engine.stop()
         assert engine.info.longest_lookup == expected
+
+
+def test_unlikely_drafts_are_left_away_and_the_output_is_the_same(checkpoint: Path) -> None:
+    """By the compiled core; on torch's operations all are made."""
+    outputs, drafted = set(), {}
+    for kernels, p_min in (("auto", 0.0), ("auto", None), ("auto", 1.0), ("torch", 1.0)):
+        given = settings(checkpoint, kernels=kernels, draft_p_min=p_min, dtype="float32")
+        engine = load_engine(given)
+        try:
+            native = isinstance(engine._decoder.model, NativeModel)
+            receiver = Receiver()
+            engine.submit(
+                submission("a", prompt=b"abc", max_tokens=100, draft_length=8, eos=None), receiver
+            )
+            speculation = receiver.finished().speculation
+        finally:
+            engine.stop()
+        if native or kernels == "torch":
+            drafted[kernels, p_min] = speculation.drafted / speculation.rounds
+        if kernels == "auto":
+            outputs.add(receiver.output)
+    assert len(outputs) == 1
+    assert drafted["torch", 1.0] > 6
+    if ("auto", 0.0) in drafted:
+        assert drafted["auto", 0.0] > 6
+        assert drafted["auto", 1.0] <= drafted["auto", None] <= drafted["auto", 0.0]
+        assert drafted["auto", 1.0] < 1

@@ -241,7 +241,7 @@ def test_the_longest_drafts_fill_the_longest_call(temperature: float) -> None:
     same = SamplingParams(temperature=temperature, logit_bias=((97, 1000.0),))
     open_all(decoder, [Job(b"a" * 33, 4900, same)])
     result = decoder.step({0: 0}, None, {0: (0, 0, 0, 16)}, 1000)[0]
-    assert [tuple(each) for each in result.rounds] == [(16, 16, 3)] * MOST_ROUNDS
+    assert result.rounds == (Try(16, 16, 3),) * MOST_ROUNDS
     assert result.output == b"a" * 17 * MOST_ROUNDS
 
 

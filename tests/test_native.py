@@ -1,6 +1,7 @@
 """The compiled core against torch: the model's scores, the rule's bytes, and doing without it."""
 
 import ctypes
+import math
 import os
 import subprocess
 import sys
@@ -680,3 +681,87 @@ def test_a_text_of_one_byte_is_drafted_for_whatever_the_slot_held(parallel: bool
         (output,) = generate(decoder, [job])
         seen.append((output.output, output.rounds))
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_drafts_end_before_one_that_is_too_unlikely(
+    parallel: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By how far the prophet's choices lead, as torch has it, in the first round of many texts."""
+    leads: list[float] = []
+    honest = TorchRule.pick
+
+    def pick(rule: TorchRule, step: int, logits: Tensor) -> Tensor:
+        noise = rule.noise(rule.group.slots, rule.length + 1 + step)
+        scores = logits.double() if noise is None else logits.double() / temperature + noise
+        first, second = scores[0].topk(2).values.tolist()
+        leads.append(first - second)
+        return honest(rule, step, logits)
+
+    monkeypatch.setattr(TorchRule, "pick", pick)
+    model = tiny_model()
+    prophet = agreeing_prophet(model, parallel=parallel)
+    torch_decoder, decoder = (
+        build_decoder(model, prophet, slots=1, device=CPU, dtype=torch.float32, kernels=kernels)
+        for kernels in ("torch", "native")
+    )
+    params = SamplingParams(temperature=temperature)
+    seen = set()
+    for seed in range(40):
+        leads.clear()
+        for each in (torch_decoder, decoder):
+            each.open(0, Job(bytes([seed]), 60, params, seed, 8))
+        torch_decoder.step({0: 8})
+        p_min, chance, expected, near = (0.05, 0.2, 0.4, 0.6)[seed % 4], 1.0, 0, False
+        for lead in leads:
+            chance *= 1 - 0.65 * math.exp(-lead / 1.6)
+            near |= abs(chance - p_min) < 1e-4
+            if chance < p_min:
+                break
+            expected += 1
+        result = decoder.step({0: 8}, rounds=1, p_min=p_min)[0]
+        (tried,) = result.rounds
+        assert near or (tried.drafted, tried.left) == (expected, 8 - expected)
+        assert (result.drafted, result.left, tried.wanted) == (tried.drafted, tried.left, 8)
+        assert len(result.output) == tried.accepted + 1
+        seen.add(tried.drafted)
+        for each in (torch_decoder, decoder):
+            each.close(0)
+    assert len(seen) >= 4
+
+
+@settings(max_examples=20)
+@given(
+    st.sampled_from([0.1, 0.3, 0.5, 0.8, 1.0]),
+    st.sampled_from(["float32", "bfloat16"]),
+    st.booleans(),
+    st.integers(1, 3),
+    st.integers(0, 2**31),
+)
+def test_the_output_knows_nothing_of_drafts_left_away(
+    p_min: float, dtype: str, parallel: bool, rounds: int, seed: int
+) -> None:
+    """Rows of other lengths, some greedy, beside one another; in calls of a few rounds."""
+    model = tiny_model()
+    prophet = agreeing_prophet(model, parallel=parallel)
+    decoder = build_decoder(
+        model, prophet, slots=4, device=CPU, dtype=getattr(torch, dtype), kernels="native"
+    )
+    jobs = [
+        Job(bytes([65 + i]) * (1 + 9 * i), 50, SamplingParams(temperature=i % 3 / 2), seed + i)
+        for i in range(4)
+    ]
+    fast = [replace(job, draft_length=(0, 3, 16, 7)[i]) for i, job in enumerate(jobs)]
+    plain = generate(decoder, jobs)
+    some = generate(decoder, fast, rounds=rounds, p_min=p_min)
+    all_made = generate(decoder, fast)
+    assert [row.output for row in some] == [row.output for row in plain]
+    for row, other in zip(some, all_made, strict=True):
+        assert all(tried.wanted <= 16 for result in row.results for tried in result.rounds)
+        assert not any(result.left for result in other.results)
+    if p_min == 1.0:
+        # hardly anything is that certain, and the prophet is told of every byte all the same
+        assert sum(row.drafted for row in some) < sum(row.drafted for row in all_made) / 4
+        again = generate(decoder, fast)
+        assert [row.accepted for row in again] == [row.accepted for row in all_made]

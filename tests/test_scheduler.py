@@ -475,3 +475,15 @@ def test_a_row_that_could_not_draft_with_profit_stays_plain() -> None:
     assert [opened.draft_length for _, opened in plan.open] == [0, 0]
     assert [opened.mode for _, opened in plan.open] == [Mode.AUTO, Mode.AUTO]
     assert plan.drafts == plan.chosen == {0: 0, 1: 0}
+
+
+def test_how_likely_drafts_must_be_is_given_or_what_pays() -> None:
+    costs = RoundCosts({(b, g): 1 + 0.25 * g for b in (1, 4) for g in (0, 1, 5)})
+    for given, expected in ((None, 0.25), (0.0, 0.0), (0.7, 0.7)):
+        scheduler = Scheduler(2, 100, DraftLengths(costs, 5), given)
+        scheduler.submit(submission("a"), 0.0)
+        scheduler.submit(submission("b", draft_length=5), 0.0)
+        assert scheduler.plan(0.0).p_min == expected
+    scheduler = Scheduler(2, 100)
+    scheduler.submit(submission("a"), 0.0)
+    assert scheduler.plan(0.0).p_min == 0.0  # nothing was measured

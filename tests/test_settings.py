@@ -36,6 +36,8 @@ def test_flags_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--max-batch", "257"], "--max-batch"),
         (["--max-batch", "x"], "--max-batch"),
         (["--draft-length", "17"], "--draft-length"),
+        (["--draft-p-min", "1.01"], "--draft-p-min or SPECDEC_DRAFT_P_MIN"),
+        (["--draft-p-min", "nan"], "--draft-p-min"),
         (["--mode", "fast"], "--mode"),
         (["--device", "tpu"], "--device"),
         (["--dtype", "float16"], "--dtype"),

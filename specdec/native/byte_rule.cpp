@@ -46,7 +46,8 @@ class Row {
         if (adjusted_) ++counts_[byte];
     }
 
-    int choose(const float* logits, int64_t position) {
+    // `lead`, if wanted: how far the best score is ahead of the next.
+    int choose(const float* logits, int64_t position, double* lead = nullptr) {
         double scores[BYTES];
         for (int i = 0; i < BYTES; ++i) scores[i] = logits[i];
         if (adjusted_) penalize(scores);
@@ -58,15 +59,21 @@ class Row {
             double top = largest(scores);
             for (double& score : scores) score = (score - top) / s_.temperature[slot_];
             filter(scores);
-            return perturbed_best(scores, Noise(uint64_t(s_.seed[slot_]), uint64_t(position)));
+            return perturbed_best(scores, Noise(uint64_t(s_.seed[slot_]), uint64_t(position)), lead);
         }
         // the first of equals; of no numbers at all the last
-        return int(std::find(scores, scores + BYTES - 1, largest(scores)) - scores);
+        int best = int(std::find(scores, scores + BYTES - 1, largest(scores)) - scores);
+        if (lead) {
+            double top = scores[best];
+            scores[best] = -INFINITY;
+            *lead = top - largest(scores);
+        }
+        return best;
     }
 
    private:
     // The first byte of those whose score and noise together are largest.
-    static int perturbed_best(const double* scores, const Noise& noise) {
+    static int perturbed_best(const double* scores, const Noise& noise, double* lead) {
         float bounds[BYTES];
         double hopes[BYTES];
         noise.bounds(bounds);
@@ -77,6 +84,14 @@ class Row {
             if (hopes[i] < most || i == best) continue;
             double sum = scores[i] + noise.at(i);
             if (sum > most || (sum == most && i < best)) most = sum, best = i;
+        }
+        if (lead) {
+            hopes[best] = -INFINITY;
+            int next = int(std::find(hopes, hopes + BYTES - 1, largest(hopes)) - hopes);
+            double second = scores[next] + noise.at(next);
+            for (int i = 0; i < BYTES; ++i)
+                if (hopes[i] > second) second = std::max(second, scores[i] + noise.at(i));
+            *lead = most - second;
         }
         return best;
     }
@@ -130,6 +145,13 @@ class Row {
 };
 
 }  // namespace
+
+int specdec_draft(const SpecdecSlots& slots, int64_t slot, int before, const int64_t* drafts,
+                  const float* logits, double* lead) {
+    Row row(slots, slot);
+    for (int i = 0; i < before; ++i) row.written(drafts[i]);
+    return row.choose(logits, slots.length[slot] + 1 + before, lead);
+}
 
 extern "C" {
 

@@ -23,3 +23,8 @@ struct SpecdecSlots {
 void specdec_choose(const SpecdecSlots* slots, int rows, int width, int before, const int64_t* slot,
                     const float* logits, const int64_t* bytes, int stride, int64_t* chosen);
 }
+
+// The byte of logits [256] behind so many drafts, and how far ahead of the next best it is, if that
+// is wanted: in scores as they are compared, with the noise.
+int specdec_draft(const SpecdecSlots& slots, int64_t slot, int before, const int64_t* drafts,
+                  const float* logits, double* lead);

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -22,12 +23,19 @@ struct Committed {
     bool drafted, begins;
 };
 
-// A row to draft for: its last byte and that byte's place.
+// A row to draft up to γ bytes for: its last byte and that byte's place.  `made` counts the drafts
+// that are to be verified, and `chance` says how likely all so far are right.
 struct Wanted {
     int64_t slot, last, place;
     int gamma;
-    int64_t* drafts;
+    int64_t *drafts, *made;
+    double chance = 1;
 };
+
+// How likely a draft is the model's own choice.  Both choose with the same noise, so they differ only
+// where their logits differ by more than the prophet's choice leads by.  Measured with the shipped
+// prophet, of whose texts and temperatures it hardly depends.
+inline double chance_of(double lead) { return 1 - 0.65 * std::exp(-lead / 1.6); }
 
 class Drafter {
    public:
@@ -35,27 +43,34 @@ class Drafter {
     // The model's states hidden [N, D] of tokens [N].
     virtual void observe(const std::vector<Committed>& rows, const float* hidden,
                          const int64_t* tokens) = 0;
-    // Rows in falling order of γ.
-    virtual void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) = 0;
+    // Rows in falling order of γ.  Each ends before a draft with which the chance that all are right
+    // falls below `p_min`.
+    virtual void draft(Team& team, const SpecdecSlots& slots, std::vector<Wanted>& rows,
+                       double p_min) = 0;
     // What a slot knows now is what `copy` will give to others, or to itself, later on.
     virtual void keep(int slot) = 0;
     virtual void copy(int source, int target) = 0;
 
    protected:
-    // Draft `step` of rows [0, active), each with logits [256].
-    static void pick(Team& team, int t, const SpecdecSlots& slots, const std::vector<Wanted>& rows,
-                     int active, int step, const float* logits) {
+    // Draft `step` of those of rows [0, active) that go on, each with logits [256].
+    static void pick(Team& team, int t, const SpecdecSlots& slots, std::vector<Wanted>& rows,
+                     int active, int step, const float* logits, double p_min) {
         Span mine = share(active, t, team.size());
         for (int r = mine.begin; r < mine.end; ++r) {
-            int64_t picked;
-            specdec_choose(&slots, 1, 1, step, &rows[r].slot, logits + size_t(r) * 256,
-                           rows[r].drafts, 0, &picked);
-            rows[r].drafts[step] = picked;
+            Wanted& row = rows[r];
+            if (!goes_on(row, step)) continue;
+            double lead;
+            row.drafts[step] = specdec_draft(slots, row.slot, step, row.drafts,
+                                             logits + size_t(r) * 256, p_min > 0 ? &lead : nullptr);
+            if (p_min > 0) row.chance *= chance_of(lead);
+            *row.made += row.chance >= p_min;
         }
     }
+    static bool goes_on(const Wanted& row, int step) { return row.gamma > step && *row.made == step; }
+    // The first so many rows hold all that go on.
     static int active_at(const std::vector<Wanted>& rows, int step) {
-        int active = 0;
-        while (active < int(rows.size()) && rows[active].gamma > step) ++active;
+        int active = int(rows.size());
+        while (active && !goes_on(rows[active - 1], step)) --active;
         return active;
     }
 };
@@ -112,7 +127,8 @@ template <class W> class ParallelDrafter : public Drafter {
         }
     }
 
-    void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) override {
+    void draft(Team& team, const SpecdecSlots& slots, std::vector<Wanted>& rows,
+               double p_min) override {
         int count = int(rows.size()), total = count;
         for (const Wanted& row : rows) {
             Known& known = known_[row.slot];
@@ -135,8 +151,8 @@ template <class W> class ParallelDrafter : public Drafter {
                        place_.data(), y_.data(), logits_.data());
         team.run([&](int t) {
             int threads = team.size();
-            for (int step = 0; step < rows[0].gamma; ++step) {
-                int active = active_at(rows, step);
+            int active = count;
+            for (int step = 0; active; ++step) {
                 if (step) {
                     cell_.step(team, t, active, y_.data(), bytes_.data());
                     stack_.score(t, threads, active, y_.data(), width_, logits_.data());
@@ -147,9 +163,11 @@ template <class W> class ParallelDrafter : public Drafter {
                     const float* following = cell_.following(bytes_[r]);
                     for (int i = 0; i < 256; ++i) logits_[size_t(r) * 256 + i] += following[i];
                 }
-                pick(team, t, slots, rows, active, step, logits_.data());
+                pick(team, t, slots, rows, active, step, logits_.data(), p_min);
                 for (int r = mine.begin; r < mine.end; ++r) bytes_[r] = rows[r].drafts[step];
                 team.barrier();
+                // seen by all before any goes on to pick: there are barriers within the cell's step
+                active = active_at(rows, step + 1);
             }
         });
     }
@@ -256,7 +274,8 @@ template <class W> class AutoregressiveDrafter : public Drafter {
     }
 
     // Every place is written again before it is seen: nothing is left between rounds.
-    void draft(Team& team, const SpecdecSlots& slots, const std::vector<Wanted>& rows) override {
+    void draft(Team& team, const SpecdecSlots& slots, std::vector<Wanted>& rows,
+               double p_min) override {
         int count = int(rows.size()), each = leading_ + 1;
         grow(count * each);
         for (int r = 0; r < count; ++r)
@@ -275,14 +294,15 @@ template <class W> class AutoregressiveDrafter : public Drafter {
                      present ? &products_[size_t(row) * inputs_.ld()] : inputs_.missing(i));
             }
         }
-        for (int step = 0; step < rows[0].gamma; ++step) {
-            int active = active_at(rows, step), all = step ? active : count * each;
+        for (int step = 0; int active = active_at(rows, step); ++step) {
+            int all = step ? active : count * each;
             if (step)
                 for (int r = 0; r < active; ++r)
                     fill(r, rows[r].slot, leading_ + step, inputs_.embedding(rows[r].drafts[step - 1]));
             stack_.forward(team, all, active, active, x_.data(), slot_.data(), place_.data(),
                            place_.data(), y_.data(), logits_.data());
-            team.run([&](int t) { pick(team, t, slots, rows, active, step, logits_.data()); });
+            team.run(
+                [&](int t) { pick(team, t, slots, rows, active, step, logits_.data(), p_min); });
         }
     }
 

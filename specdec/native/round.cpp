@@ -23,6 +23,7 @@ constexpr int MOST_ROUNDS = 256;  // round.MOST_ROUNDS
 struct Round {
     int64_t rows, rounds;  // rounds at most, until a row ends; one where prompts are consumed
     double span;           // seconds after which no further one begins
+    double p_min;          // drafts of the drafter end before they are less likely to be kept
     const volatile int64_t* interrupt;  // nor once this is not 0
     const int64_t *slot, *gamma;
     const uint8_t* watched;
@@ -36,7 +37,8 @@ struct Round {
     int64_t* count;
     uint8_t* ended;
     int64_t* done;    // [1]: rounds that were run
-    int64_t* tries;   // [rows, MOST_ROUNDS, 3]: drafts, those accepted, the tier they are from or -1
+    int64_t* tries;   // [rows, MOST_ROUNDS, 4]: drafts, those accepted, the tier they are from or -1,
+                      // how many fewer than were wanted
     float* logits;    // [rows' places, then scored prompt bytes, 256] of the last round
     double* seconds;  // [3]: spent drafting, in the pass, and on what follows it
     double* elapsed;  // [MOST_ROUNDS], of each round
@@ -82,6 +84,7 @@ class Model {
         int rows = int(round.rows);
         drafts_.assign(size_t(rows) * LONGEST, 0);
         gamma_.resize(rows);
+        wanted_of_.resize(rows);
         tier_.resize(rows);
         draft(team, drafter, slots, round);
         auto drafted = Clock::now();
@@ -150,13 +153,15 @@ class Model {
             int64_t* drafts = &drafts_[size_t(r) * LONGEST];
             tier_[r] = -1;
             if (look_up(slot, m + 1, most, round.lookup + r * N_TIERS, r, drafts)) continue;
-            gamma_[r] = std::max<int64_t>(0, std::min(round.gamma[r], most));
-            if (gamma_[r]) wanted_.push_back({slot, slots.last[slot], m, int(gamma_[r]), drafts});
+            gamma_[r] = 0;
+            wanted_of_[r] = std::max<int64_t>(0, std::min(round.gamma[r], most));
+            if (wanted_of_[r])
+                wanted_.push_back({slot, slots.last[slot], m, int(wanted_of_[r]), drafts, &gamma_[r]});
         }
         if (wanted_.empty()) return;
         std::stable_sort(wanted_.begin(), wanted_.end(),
                          [](const Wanted& a, const Wanted& b) { return a.gamma > b.gamma; });
-        drafter->draft(team, slots, wanted_);
+        drafter->draft(team, slots, wanted_, round.p_min);
     }
 
     // Drafts of row r from its text of so many bytes, if that matches where any are wanted.
@@ -168,7 +173,7 @@ class Model {
         int64_t length = match.tier < 0 ? 0 : std::min(wanted[match.tier], most);
         if (length <= 0) return false;
         texts_.follow(slot, match.place, size, length, drafts);
-        gamma_[r] = length;
+        gamma_[r] = wanted_of_[r] = length;
         tier_[r] = match.tier;
         return true;
     }
@@ -204,15 +209,16 @@ class Model {
             texts_.put(slot, m + 1 + i, chosen[i]);
             ++slots.counts[slot * 256 + chosen[i]];
         }
-        int64_t* tries = round.tries + 3 * (r * MOST_ROUNDS + *round.done);
+        int64_t* tries = round.tries + 4 * (r * MOST_ROUNDS + *round.done);
         tries[0] = gamma;
         tries[1] = std::min(agreed, count);
         tries[2] = tier_[r];
+        tries[3] = wanted_of_[r] - gamma;
         round.count[r] += count;
         round.ended[r] = ended;
         slots.length[slot] = m + count;
         slots.last[slot] = chosen[count - 1];
-        bool drafted = gamma && tier_[r] < 0;
+        bool drafted = wanted_of_[r] && tier_[r] < 0;
         if (round.watched[r])
             committed_.push_back({slot, m, first_[r], int(count), drafted, m == 0});
     }
@@ -220,7 +226,8 @@ class Model {
     Stack& stack_;
     std::vector<float> embedding_, x_, hidden_;
     Texts texts_;
-    std::vector<int64_t> tokens_, slot_, place_, drafts_, chosen_, gamma_;
+    std::vector<int64_t> tokens_, slot_, place_, drafts_, chosen_;
+    std::vector<int64_t> gamma_, wanted_of_;  // of each row: drafts, and how many at most
     std::vector<int> tier_;   // of the text that drafts are from, or -1
     std::vector<int> first_;  // where each row's places begin
     std::vector<Wanted> wanted_;
