@@ -2,8 +2,31 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 from operator import mul
+
+from specdec.config import LONGEST_DRAFT
+
+
+class Reached:
+    """How far the drafts of some rounds went."""
+
+    def __init__(self) -> None:
+        self._tried, self._kept = [0] * (LONGEST_DRAFT + 1), [0] * (LONGEST_DRAFT + 1)
+        self.rounds = 0
+
+    def add(self, drafted: int, kept: int, times: int = 1) -> None:
+        """So many rounds of so many drafts, of which the first ones were kept."""
+        self._tried[min(kept + 1, drafted)] += times
+        self._kept[kept] += times
+        self.rounds += times
+
+    @cached_property
+    def by_position(self) -> list[tuple[int, int]]:
+        """How often draft k was tried, and how often it was kept, once all rounds were added."""
+        both = (accumulate(counts[:0:-1]) for counts in (self._tried, self._kept))
+        return list(zip(*both, strict=True))[::-1]
 
 
 class Acceptance:
@@ -18,13 +41,12 @@ class Acceptance:
 
     def __init__(
         self,
-        longest: int,
         prior: "Acceptance | None" = None,
         memory: float = 100,
         at_first: float = 0.7,
     ) -> None:
         self._prior, self._at_first = prior, at_first
-        self._tried, self._kept = [0.0] * longest, [0.0] * longest
+        self._tried, self._kept = [0.0] * LONGEST_DRAFT, [0.0] * LONGEST_DRAFT
         self._forget = 1 - 1 / memory
         self._trust = self.WEIGHT
         """Rounds that the prior counts for against hope: a row may become another."""
@@ -35,14 +57,15 @@ class Acceptance:
         self._hopes: dict[float, list[float]] = {}
         """What rows of which nothing was seen may hope for, by their trust."""
 
-    def observe(self, drafted: int, accepted: int, times: int = 1) -> None:
-        """In so many rounds."""
-        forget = self._forget**times
+    def observe(self, reached: Reached) -> None:
         self._chances = []
         self._hopes = {}
-        for k in range(min(accepted + 1, drafted)):
-            self._tried[k] = self._tried[k] * forget + times
-            self._kept[k] = self._kept[k] * forget + times * (k < accepted)
+        for k, (tried, kept) in enumerate(reached.by_position):
+            if not tried:
+                break
+            forget = self._forget**tried
+            self._tried[k] = self._tried[k] * forget + tried
+            self._kept[k] = self._kept[k] * forget + kept
 
     def fade(self) -> None:
         """What was seen a while ago counts for less."""

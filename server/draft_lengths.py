@@ -7,14 +7,14 @@ wrong; what drafting has lost against plain rounds is added up from what was mea
 an end to it (`Budget`).  Plain Python, no tensors, no clock.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from server.acceptance import Acceptance
+from server.acceptance import Acceptance, Reached
 from server.budget import Budget
 from server.open_row import CASES, TRIALS, USUAL, OpenRow, Shares
 from server.round_costs import Lately, RoundCosts
-from specdec.config import LONGEST_DRAFT
 from specdec.lookup import NO_LOOKUP, Lookup
 from specdec.round import MOST_ROUNDS, RowResult
 
@@ -41,10 +41,10 @@ class DraftLengths:
     FIRST = 16
     """Rounds until the second decision; then four times as many, and so on."""
     LEARNED = 500
-    """After so many rounds with drafts the first decision is as good as the second."""
+    """After so many rounds with drafts the first decision is as good as later ones."""
     GAIN = 1.03
     """What another decision has to bring at least."""
-    MARGIN = 1.08
+    MARGIN = 1.04
     """What drafting has to promise over plain decoding: costs are believed that well, no better."""
     PROBE = 3
     """A row that does not draft tries so many bytes between decisions, if that may pay."""
@@ -54,6 +54,8 @@ class DraftLengths:
     """Among so many rows whose drafts could hardly pay one may draft all the same."""
     PLAIN_EVERY, PLAIN = 1600, 32
     """While rows draft, so many rounds among so many are plain: what they cost is the yardstick."""
+    LEARN_EVERY = 3
+    """From one of so many calls with drafts something is learned, while nothing is tried."""
     LOOK_EVERY = 64
     """While nobody drafts one call in so many rounds is observed."""
     REMEMBERED = 800
@@ -64,8 +66,8 @@ class DraftLengths:
     def __init__(self, costs: RoundCosts, longest: int) -> None:
         """`longest`: what the prophet drafts at most, 0 without one."""
         self._costs, self._longest = costs, longest
-        self._usual = [Acceptance(LONGEST_DRAFT, memory=400) for _ in range(CASES)]
-        self._made = Acceptance(LONGEST_DRAFT, memory=400, at_first=1.0)
+        self._usual = [Acceptance(memory=400) for _ in range(CASES)]
+        self._made = Acceptance(memory=400, at_first=1.0)
         # nothing is known of how often texts repeat themselves: it is looked for at first
         self._met = [4.0] + [1.0] * (CASES - 1)
         self._rows: dict[int, OpenRow] = {}
@@ -81,7 +83,7 @@ class DraftLengths:
         self._telling = False
         """Whether the first round that is over tells it what it has missed: it takes longer."""
         self._since_plain = self._plain_left = 0
-        self._settling = self._hopeless = self._unseen = self._learned = 0
+        self._settling = self._hopeless = self._unseen = self._learned = self._calls = 0
         self._host = Lately()
         """The host's part of calls in which nobody drafts."""
         one = costs.seconds(1, 0)
@@ -145,7 +147,7 @@ class DraftLengths:
             self._among = count
             # soon again at first: what was measured may be far off
             most = self.EVERY + 8 * len(self._rows)
-            first = self.FIRST if self._learned < self.LEARNED else 4 * self.FIRST
+            first = self.FIRST if self._learned < self.LEARNED else most
             self._wait = min(4 * self._wait, most) if self._decided else first
             self._age = 0
             self._decide(fixed)
@@ -168,7 +170,7 @@ class DraftLengths:
             if lookup is not NO_LOOKUP:
                 lookups[slot] = lookup
         return Drafts(
-            lengths, lookups, TRIALS if tries else max(self.FIRST, self._wait - self._age)
+            lengths, lookups, TRIALS if tries else max(self.FIRST, self._wait - self._age + 1)
         )
 
     def over(self, lengths: Mapping[int, int], rounds: int) -> bool:
@@ -203,11 +205,16 @@ class DraftLengths:
             return
         count, rows = len(next(iter(results.values())).rounds), len(results)
         drafting = any(result.wanted for result in results.values())
-        if drafting:
+        self._calls += 1
+        # what is settled is looked at now and then: that takes time too
+        unsettled = self._trying or self._wait < self.EVERY
+        learning = drafting and (unsettled or self._calls % self.LEARN_EVERY == 0)
+        if learning:
             self._learned += count
             self._learn(results, left)
-        for row in self._rows.values():
-            self._met[USUAL] += row.look_again(count)
+        if learning or not drafting:
+            for row in self._rows.values():
+                self._met[USUAL] += row.look_again(count)
         if self._trying:
             self._trying = any(row.tries for row in self._rows.values())
         if whole is None:
@@ -230,7 +237,7 @@ class DraftLengths:
             spent += max(0.0, host - self._host.seconds)
         self._settling = self.SETTLING
         first = int(self._telling)
-        if len(seconds) > first:
+        if learning and len(seconds) > first:
             them = (result.rounds[first:] for result in results.values())
             self._costs.observe(zip(*them, strict=True), seconds[first:])
         mine = self._rows.keys() | left
@@ -242,21 +249,27 @@ class DraftLengths:
                 self._age = self._wait  # decided again at once
 
     def _learn(self, results: Mapping[int, RowResult], left: Collection[int]) -> None:
-        """What was accepted."""
+        """What was accepted, and how many drafts were made."""
         for slot, result in results.items():
-            if slot not in left:
-                row = self._rows.get(slot)
-                for tried, times in result.tally.items():
-                    if tried.wanted:
-                        usual = self._usual[1 + tried.tier]
-                        usual.observe(tried.wanted, tried.accepted, times)
-                        if tried.tier < 0:
-                            self._made.observe(tried.wanted, tried.drafted, times)
-                        else:
-                            self._met[1 + tried.tier] += times
-                            self._met[USUAL] -= times
-                        if row:
-                            row.observe(tried, times)
+            if slot in left or not result.wanted:
+                continue
+            accepted: dict[int, Reached] = defaultdict(Reached)
+            made = Reached()
+            for (drafted, kept, tier, away), times in result.tally.items():
+                if wanted := drafted + away:
+                    accepted[1 + tier].add(wanted, kept, times)
+                    if tier < 0:
+                        made.add(wanted, drafted, times)
+            row = self._rows.get(slot)
+            for index, reached in accepted.items():
+                self._usual[index].observe(reached)
+                if index == USUAL:
+                    self._made.observe(made)
+                else:
+                    self._met[index] += reached.rounds
+                    self._met[USUAL] -= reached.rounds
+                if row:
+                    row.observe(index, reached, made)
 
     def _decide(self, fixed: Sequence[int]) -> None:
         rows = list(self._rows.values())

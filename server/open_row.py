@@ -9,11 +9,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from server.acceptance import Acceptance
+from server.acceptance import Acceptance, Reached
 from server.round_costs import between
-from specdec.config import LONGEST_DRAFT
 from specdec.lookup import NO_LOOKUP, TIERS, Lookup
-from specdec.round import Try
 
 USUAL, CASES = 0, 1 + len(TIERS)
 """The index of the usual case, the first, and how many there are."""
@@ -38,7 +36,7 @@ class Case:
     """`length` bytes are drafted, of at most `most`; or `probe`, in `TRIALS` rounds."""
 
     def __init__(self, most: int, usual: Acceptance, met: float) -> None:
-        self.most, self.acceptance = most, Acceptance(LONGEST_DRAFT, usual)
+        self.most, self.acceptance = most, Acceptance(usual)
         self.met = met
         """How often it was the case lately, in rounds in which that was looked for; as it was
         before where it is not."""
@@ -68,7 +66,7 @@ class OpenRow:
             Case(longest if index else most, each, share * met[index])
             for index, each in enumerate(usual)
         ]
-        self._made = Acceptance(LONGEST_DRAFT, made)
+        self._made = Acceptance(made)
         self._looks = False
         self._drafting: Mapping[int, float] = {}
         """Its share of a round's seconds by draft length of the prophet's, as far as it goes."""
@@ -115,18 +113,18 @@ class OpenRow:
         """Drafts nothing in the next rounds."""
         self._looks = False
 
-    def observe(self, tried: Try, times: int) -> None:
-        """What drafts gave in so many rounds."""
-        case = self.cases[1 + tried.tier]
-        case.acceptance.observe(tried.wanted, tried.accepted, times)
-        if tried.tier < 0:
-            self._made.observe(tried.wanted, tried.drafted, times)
-        case.trials -= times
+    def observe(self, index: int, accepted: Reached, made: Reached) -> None:
+        """What drafts gave in a case, and how many were made, if it is the usual one."""
+        case, rounds = self.cases[index], accepted.rounds
+        case.acceptance.observe(accepted)
+        case.trials -= rounds
         if case.trials <= 0:
             case.probe = 0
-        if tried.tier >= 0:
-            case.met += times
-            self.cases[USUAL].met -= times  # of the rounds that `look_again` counts
+        if index == USUAL:
+            self._made.observe(made)
+        else:
+            case.met += rounds
+            self.cases[USUAL].met -= rounds  # of the rounds that `look_again` counts
 
     def look_again(self, rounds: int) -> int:
         """So many rounds are over; in how many of them its text was looked through."""

@@ -4,10 +4,10 @@ Plain Python, no clock.
 """
 
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from specdec.config import LONGEST_DRAFT
 from specdec.round import Try
 
 Measured = Mapping[tuple[int, int], float]
@@ -107,49 +107,49 @@ class RoundCosts:
         rounds take than plain rounds by themselves is the drafts' doing too; that is learned
         slowly.
         """
-        alike: dict[tuple[Try, ...], list[float]] = defaultdict(list)
+        plain: list[float] = []
+        fitting = [_Fitting(), _Fitting()]
         for row, took in zip(rounds, seconds, strict=True):
-            alike[row].append(took)
-        count = len(next(iter(alike)))
-        basis, held_up = self.plain(count), 0.0
-        plain = [
-            took
-            for row, times in alike.items()
-            if not any(tried.wanted for tried in row)
-            for took in times
-        ]
+            asked = [tried for tried in row if tried.drafted or tried.left]
+            if not asked:
+                plain.append(took)
+                continue
+            looked_up = asked[0].tier >= 0
+            # a prophet drafts in steps, as many as the longest draft has: few rows that draft among
+            # many cost more than their share, and tell nothing
+            if looked_up:
+                alike = all(tried.tier >= 0 for tried in asked)
+            else:
+                wanted = asked[0].wanted
+                alike = len(asked) == len(row)
+                alike &= all(tried.wanted == wanted and tried.tier < 0 for tried in asked)
+            if alike:
+                prices = self._kinds[looked_up].prices(len(row), looked_up)
+                seen = fitting[looked_up]
+                seen.count += 1
+                seen.added += sum([prices[tried.drafted] for tried in row]) / len(row)
+                seen.seconds += took
+        basis, held_up = self.plain(len(row)), 0.0
         if len(plain) >= self.AMONG:
             longer = sum(plain) / len(plain) / basis - 1
             self._held_up += (longer - self._held_up) * min(0.2, len(plain) / self.SLOWLY)
             basis, held_up = sum(plain) / len(plain), max(0.0, self._held_up)
-        fitting = [_Fitting(), _Fitting()]
-        for row, times in alike.items():
-            kinds = {tried.tier >= 0 for tried in row if tried.wanted}
-            looked_up = True in kinds
-            # a prophet drafts in steps, as many as the longest draft has: few rows that draft among
-            # many cost more than their share, and tell nothing
-            if len(kinds) == 1 and (looked_up or len({tried.wanted for tried in row}) == 1):
-                table, seen = self._kinds[looked_up], fitting[looked_up]
-                seen.count += len(times)
-                price = table.added if looked_up else table.drafting
-                added = sum(price(len(row), tried.drafted) for tried in row) / len(row)
-                seen.added += added * len(times)
-                seen.beyond += sum(times) / basis * (1 + held_up) - len(times)
         drafting = len(seconds) - len(plain)
         for table, seen in zip(self._kinds, fitting, strict=True):
             if seen.count:
-                each = seen.beyond / seen.count + held_up * len(plain) / drafting
+                each = seen.seconds / seen.count / basis * (1 + held_up) - 1
+                each += held_up * len(plain) / drafting
                 table.lately.observe(seen.added / seen.count, each, seen.count)
 
 
 @dataclass
 class _Fitting:
-    """Rounds of a call from which prices can be learned: what was measured to be added, and what
-    was, in plain rounds."""
+    """Rounds of a call from which prices can be learned: what was measured to be added to plain
+    rounds, in those, and the seconds that they took."""
 
     count: int = 0
     added: float = 0.0
-    beyond: float = 0.0
+    seconds: float = 0.0
 
 
 class _Table:
@@ -167,6 +167,7 @@ class _Table:
             raise ValueError("costs of plain rounds are missing")
         self._measured = _smoothed(measured, self._rows, self.lengths)
         self._expected: dict[tuple[int, int], float] = {}
+        self._prices: dict[int, list[float]] = {}
         points = [self.added(rows, gamma) for rows in self._rows for gamma in self.lengths[1:]]
         self.lately = _Line(points, self.KNOWN / max(1, len(points)))
 
@@ -189,6 +190,13 @@ class _Table:
     def added(self, rows: int, gamma: int) -> float:
         """What so many drafts each were measured to add, in plain rounds."""
         return self.expected(rows, gamma) / self.expected(rows, 0) - 1
+
+    def prices(self, rows: int, looked_up: bool) -> list[float]:
+        """What 0, 1, … drafts of a row each add, if all rows have them."""
+        if rows not in self._prices:
+            price = self.added if looked_up else self.drafting
+            self._prices[rows] = [price(rows, length) for length in range(LONGEST_DRAFT + 1)]
+        return self._prices[rows]
 
     def drafting(self, rows: int, made: float) -> float:
         """The same of so many in the mean, perhaps less than one: what drafting costs before the

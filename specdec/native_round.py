@@ -188,16 +188,18 @@ def run_native_round(
     results, at, rounds = [], 0, buffers.done[0]
     for index, row in enumerate(decodes):
         output = bytes(buffers.tokens[index * _OUTPUT : index * _OUTPUT + buffers.count[index]])
-        tries = _tries(buffers, index) if row.longest else (PLAIN,) * rounds
+        tries: tuple[Try, ...] = (PLAIN,) * rounds
+        drafted = accepted = left = 0
+        if row.longest:
+            begin = index * _TRIES
+            numbers = buffers.tries[begin : begin + len(Try._fields) * rounds]
+            by_field = [numbers[field :: len(Try._fields)] for field in range(len(Try._fields))]
+            tries = tuple(map(Try, *by_field))
+            drafted, accepted, _, left = map(sum, by_field)
         logprobs: tuple[ByteLogprob, ...] = ()
         if row.alternatives >= 0:
             logprobs = _records(buffers.logits[at:], output, row.alternatives)
         ended = buffers.ended[index] != 0
-        drafted = accepted = left = 0
-        if row.longest:
-            drafted = sum([each.drafted for each in tries])
-            accepted = sum([each.accepted for each in tries])
-            left = sum([each.left for each in tries])
         results.append(RowResult(output, drafted, accepted, ended, logprobs, tries, left))
         at += drafted + 1
     scored = {}
@@ -213,14 +215,6 @@ def run_native_round(
         Seconds(*buffers.seconds),
         tuple(buffers.elapsed[:rounds]),
     )
-
-
-def _tries(buffers: _Buffers, index: int) -> tuple[Try, ...]:
-    """What a row drafted in each round."""
-    at = index * _TRIES
-    each = len(Try._fields)
-    numbers = buffers.tries[at : at + each * buffers.done[0]]
-    return tuple(map(Try, *(numbers[field::each] for field in range(each))))
 
 
 def _parts(prefill: Prefill) -> list[Prefill]:

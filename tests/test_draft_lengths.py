@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import pytest
 
-from server.acceptance import Acceptance
+from server.acceptance import Acceptance, Reached
 from server.budget import Budget
 from server.draft_lengths import LENGTHS, LOOKUP_LENGTHS, DraftLengths
 from server.round_costs import RoundCosts
@@ -32,6 +32,12 @@ def dear(rows: int, gamma: int) -> float:
 def result(*tries: Try) -> RowResult:
     drafted, accepted = sum(t.drafted for t in tries), sum(t.accepted for t in tries)
     return RowResult(b"x" * (len(tries) + accepted), drafted, accepted, ended=False, tries=tries)
+
+
+def reached(drafted: int, kept: int, times: int = 1) -> Reached:
+    counts = Reached()
+    counts.add(drafted, kept, times)
+    return counts
 
 
 def tell(
@@ -217,14 +223,14 @@ def test_costs_between_and_beyond_what_was_measured() -> None:
 
 
 def test_what_a_row_has_not_tried_is_believed_of_it_as_of_others() -> None:
-    usual = Acceptance(4)
+    usual = Acceptance()
     for _ in range(200):
-        usual.observe(4, 4)
-    fresh = Acceptance(4, usual)
+        usual.observe(reached(4, 4))
+    fresh = Acceptance(usual)
     assert fresh.chances() == pytest.approx(usual.chances(), abs=0.02)
-    poor = Acceptance(4, usual)
+    poor = Acceptance(usual)
     for _ in range(40):
-        poor.observe(1, 0)
+        poor.observe(reached(1, 0))
     assert poor.chances()[0] < 0.15
     assert poor.chances()[3] < 0.5
     assert poor.expected()[0] == 1
@@ -556,10 +562,10 @@ def test_nothing_is_decided_while_more_rows_are_about_to_come() -> None:
 
 
 def test_a_row_of_which_nothing_was_seen_is_as_the_others() -> None:
-    usual = Acceptance(8, memory=400)
-    one, other = Acceptance(8, usual), Acceptance(8, usual)
+    usual = Acceptance(memory=400)
+    one, other = Acceptance(usual), Acceptance(usual)
     for accepted in (3, 0, 8, 2):
-        usual.observe(8, accepted, 5)
+        usual.observe(reached(8, accepted, 5))
         assert one.expected() == usual.expected()
         assert one.hoped() == other.hoped()
         assert all(h > e for h, e in zip(one.hoped()[1:], one.expected()[1:], strict=True))
@@ -567,7 +573,7 @@ def test_a_row_of_which_nothing_was_seen_is_as_the_others() -> None:
     one.fade()
     assert one.hoped()[1] > before[1]
     assert other.hoped() == before
-    one.observe(8, 0)
+    one.observe(reached(8, 0))
     assert one.expected()[1] < usual.expected()[1]
 
 
