@@ -146,8 +146,8 @@ class Row {
 
 }  // namespace
 
-int specdec_draft(const SpecdecSlots& slots, int64_t slot, int before, const int64_t* drafts,
-                  const float* logits, double* lead) {
+int specdec::choose_draft(const SpecdecSlots& slots, int64_t slot, int before, const int64_t* drafts,
+                          const float* logits, double* lead) {
     Row row(slots, slot);
     for (int i = 0; i < before; ++i) row.written(drafts[i]);
     return row.choose(logits, slots.length[slot] + 1 + before, lead);

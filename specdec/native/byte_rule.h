@@ -26,5 +26,7 @@ void specdec_choose(const SpecdecSlots* slots, int rows, int width, int before, 
 
 // The byte of logits [256] behind so many drafts, and how far ahead of the next best it is, if that
 // is wanted: in scores as they are compared, with the noise.
-int specdec_draft(const SpecdecSlots& slots, int64_t slot, int before, const int64_t* drafts,
-                  const float* logits, double* lead);
+namespace specdec {
+int choose_draft(const SpecdecSlots& slots, int64_t slot, int before, const int64_t* drafts,
+                 const float* logits, double* lead);
+}
