@@ -671,3 +671,34 @@ def test_a_round_whose_drafts_were_all_left_away_is_no_plain_one() -> None:
         costs.observe([(Try(0, 0, left=4),), (Try(2, 1, left=2),)] * 4, [1.5, 2.3] * 4)
     assert costs.plain(1) == 1.0
     assert costs.seconds(1, 4, 1.0) == pytest.approx(1.9, rel=0.02)
+
+
+def test_a_call_ends_where_the_next_decision_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is settled is looked at in one call of three."""
+    lengths = DraftLengths(measured(cheap), longest=16)
+    decided, learned = [0], [0]
+
+    def counting(name: str, counter: list[int]) -> None:
+        honest = getattr(lengths, name)
+
+        def counted(*arguments: object) -> None:
+            counter[0] += 1
+            honest(*arguments)
+
+        monkeypatch.setattr(lengths, name, counted)
+
+    counting("_decide", decided)
+    counting("_learn", learned)
+    lengths.enter(0, 16)
+    calls = 0
+    for _ in range(60):
+        planned = lengths.plan([])
+        gamma = planned.lengths[0]
+        tries = [Try(gamma, gamma - 1 if gamma else 0)] * planned.rounds
+        seconds = [cheap(1, gamma)] * planned.rounds
+        calls += 1
+        if lengths.over(planned.lengths, planned.rounds):
+            lengths.observe({0: result(*tries)}, seconds, sum(seconds))
+    plain_spells = calls - decided[0]  # nothing is decided between them
+    assert 0 < plain_spells < 10
+    assert calls / 4 < learned[0] < calls / 2
