@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> int:
         type=float,
         nargs="+",
         default=[0.0],
-        help="leave drafts away that are less likely to be kept, as --draft-p-min of the server",
+        help="omit drafts that, with all before them, are less likely to be kept",
     )
     parser.add_argument("--tokens", type=int, default=256, help="bytes generated per prompt")
     parser.add_argument("--pairs", type=int, default=16)

@@ -125,12 +125,14 @@ class DraftLengths:
         return self._hopeless % self.TOLD == 0
 
     def p_min(self, rows: int) -> float:
-        """Below which chance of being kept drafts had better be left away: a place takes time in
+        """Below which chance of being kept drafts had better be omitted: a place takes time, in
         which other rounds would give bytes."""
         return min(1.0, self._gain * self._costs.p_min(rows))
 
     def leave(self, slot: int) -> None:
         self._rows.pop(slot, None)
+        if not self._rows:
+            self._gain = 1.0
 
     def plan(self, fixed: Sequence[int], consuming: bool = False) -> Drafts:
         """What each row drafts in the next rounds, beside rows whose lengths are fixed.
@@ -208,11 +210,11 @@ class DraftLengths:
         self._calls += 1
         # what is settled is looked at now and then: that takes time too
         unsettled = self._trying or self._wait < self.EVERY
-        learning = drafting and (unsettled or self._calls % self.LEARN_EVERY == 0)
+        learning = unsettled or self._calls % self.LEARN_EVERY == 0
         if learning:
-            self._learned += count
-            self._learn(results, left)
-        if learning or not drafting:
+            if drafting:
+                self._learned += count
+                self._learn(results, left)
             for row in self._rows.values():
                 self._met[USUAL] += row.look_again(count)
         if self._trying:
@@ -304,12 +306,12 @@ class DraftLengths:
             chosen, best = answer, rate(answer)
         plain = [[0] * CASES for _ in rows]
         worth = best >= self.MARGIN * rate(plain)
-        self._gain = max(1.0, best / rate(plain))
         if not worth:
             chosen, best = plain, rate(plain)
         if not self._decided or not worth or best > self.GAIN * rate(held):
             for row, lengths in zip(rows, chosen, strict=True):
                 row.settle(lengths)
+        self._gain = max(1.0, rate([row.lengths for row in rows]) / rate(plain))
         for row in rows:
             row.wish(shares, best, self.PROBE)
         if sum(self._met) > self.REMEMBERED:  # what was met a while ago counts for less

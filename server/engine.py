@@ -62,8 +62,8 @@ class _Stop:
 class Engine:
     """Continuous batching over a decoder's slots, on a thread of its own.
 
-    With `costs` rows in mode auto draft as much as pays, and all leave drafts away that are too
-    unlikely to; or less likely than `p_min`, if that is given.
+    With `costs` rows in mode auto draft as much as pays, and every row omits drafts that are too
+    unlikely to pay; or less likely than `p_min`, if that is given.
     """
 
     def __init__(

@@ -29,9 +29,9 @@ def _tallies() -> dict[str, Tally]:
 class Figures:
     """Totals since start, and what is held at the moment.
 
-    `draft_lengths` counts the rounds of rows in mode auto by what was drafted.  `decode_s` is what
-    rounds took that only decoded, `base_s` what the same bytes would have by plain rounds, as
-    estimated from measured costs; both 0 where costs were not measured.
+    `draft_lengths` counts the rounds of rows in mode auto by how many drafts were verified.
+    `decode_s` is what rounds took that only decoded, `base_s` what the same bytes would have by
+    plain rounds, as estimated from measured costs; both 0 where costs were not measured.
     """
 
     phases: Mapping[str, Tally] = field(default_factory=_tallies)

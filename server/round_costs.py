@@ -28,7 +28,7 @@ class RoundCosts:
 
     def __init__(self, drafted: Measured, looked_up: Measured | None = None) -> None:
         plain = {pair: seconds for pair, seconds in drafted.items() if not pair[1]}
-        self._kinds = _Table(drafted), _Table(plain | dict(looked_up or {}))
+        self._kinds = _Table(drafted, in_steps=True), _Table(plain | dict(looked_up or {}))
         # what rounds cost lately against what was measured
         self._plain = 1.0
         self._held_up = 0.0
@@ -45,8 +45,8 @@ class RoundCosts:
         return self._kinds[True].lengths
 
     def seconds(self, rows: int, gamma: int, made: float | None = None) -> float:
-        """Of rounds that a prophet drafts for, and `made` of its γ drafts in the mean, where others
-        are left away.  Between what was measured linear, outside in proportion to the last two."""
+        """Of rounds that a prophet drafts for; where it omits drafts, `made` of γ in the mean.
+        Between what was measured linear, outside in proportion to the last two."""
         table = self._kinds[False]
         if not gamma:
             return self.plain(rows)
@@ -110,7 +110,7 @@ class RoundCosts:
         plain: list[float] = []
         fitting = [_Fitting(), _Fitting()]
         for row, took in zip(rounds, seconds, strict=True):
-            asked = [tried for tried in row if tried.drafted or tried.left]
+            asked = [tried for tried in row if tried.drafted or tried.omitted]
             if not asked:
                 plain.append(took)
                 continue
@@ -124,7 +124,7 @@ class RoundCosts:
                 alike = len(asked) == len(row)
                 alike &= all(tried.wanted == wanted and tried.tier < 0 for tried in asked)
             if alike:
-                prices = self._kinds[looked_up].prices(len(row), looked_up)
+                prices = self._kinds[looked_up].prices(len(row))
                 seen = fitting[looked_up]
                 seen.count += 1
                 seen.added += sum([prices[tried.drafted] for tried in row]) / len(row)
@@ -158,7 +158,9 @@ class _Table:
     KNOWN = 3.0
     """For so many rounds counts what was measured."""
 
-    def __init__(self, measured: Measured) -> None:
+    def __init__(self, measured: Measured, in_steps: bool = False) -> None:
+        """`in_steps`: what drafts costs something even where it makes none."""
+        self._in_steps = in_steps
         self._rows = sorted({rows for rows, _ in measured})
         self.lengths = tuple(sorted({gamma for _, gamma in measured}))
         if not self._rows or len(measured) != len(self._rows) * len(self.lengths):
@@ -191,18 +193,17 @@ class _Table:
         """What so many drafts each were measured to add, in plain rounds."""
         return self.expected(rows, gamma) / self.expected(rows, 0) - 1
 
-    def prices(self, rows: int, looked_up: bool) -> list[float]:
+    def prices(self, rows: int) -> list[float]:
         """What 0, 1, … drafts of a row each add, if all rows have them."""
         if rows not in self._prices:
-            price = self.added if looked_up else self.drafting
+            price = self.drafting if self._in_steps else self.added
             self._prices[rows] = [price(rows, length) for length in range(LONGEST_DRAFT + 1)]
         return self._prices[rows]
 
     def drafting(self, rows: int, made: float) -> float:
         """The same of so many in the mean, perhaps less than one: what drafting costs before the
         first place to verify is there all the same."""
-        known = self.lengths[1:] if len(self.lengths) > 2 else self.lengths
-        few, many, further = between(known, made)
+        few, many, further = between(of_drafts(self.lengths), made)
         added = (1 - further) * self.added(rows, few) + further * self.added(rows, many)
         return max(0.0, added)
 
@@ -297,6 +298,12 @@ def _smoothed(
                 line = mean + slope * (gamma - middle)
                 result[count, gamma] = (measured[count, gamma] + max(0.0, line)) / 2
     return result
+
+
+def of_drafts(lengths: Sequence[int]) -> Sequence[int]:
+    """Of draft lengths, 0 among them, those that show what rounds cost whose drafts were omitted:
+    what drafting costs at all is in each of them, and not in 0."""
+    return lengths[1:] if len(lengths) > 2 else lengths
 
 
 def between(known: Sequence[int], value: float) -> tuple[int, int, float]:

@@ -238,7 +238,7 @@ class Scheduler:
     """Waiting requests, running rows and free slots.
 
     `lengths` decides for rows that leave it open; without it they draft all that they may.  Drafts
-    are left away where they are less likely than `p_min`, or than pays.
+    are omitted where they are less likely than `p_min`, or without it than pays.
     """
 
     def __init__(
@@ -352,9 +352,10 @@ class Scheduler:
             for slot in drafts:
                 if self._running[slot].stays_plain:
                     chosen[slot] = 0
-        p_min = self._p_min or 0.0
-        if self._p_min is None and self._lengths and drafts:
-            p_min = self._lengths.p_min(len(drafts))
+        if self._p_min is not None:
+            p_min = self._p_min
+        else:
+            p_min = self._lengths.p_min(len(drafts)) if self._lengths and drafts else 0.0
         rows = {slot: self._running[slot] for slot in (*drafts, *chunks)}
         if any(row.awaited for row in rows.values()):
             rounds = 1

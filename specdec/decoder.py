@@ -170,7 +170,8 @@ class Decoder(Generic[Model]):
         Slots of `lookups` draft from their text where that matches.  A row drafts no further than
         its last byte, whatever is asked.  Up to `rounds` rounds are run, until `span_s` is over or
         a row ends, and one only where prompts are consumed or log-probabilities wanted.  The
-        compiled core leaves drafts away where they are less likely than `p_min` to be kept.
+        compiled core omits drafts that, with all before them, are less likely than `p_min` to be
+        kept.
         """
         return self.begin(drafts, chunks, lookups, rounds, span_s, p_min)()
 
@@ -364,7 +365,7 @@ def generate(
     decoder: Decoder[Any], jobs: Sequence[Job], *, rounds: int = MOST_ROUNDS, p_min: float = 0.0
 ) -> list[Output]:
     """Decodes the jobs together, one slot each, to their ends; up to so many rounds a call, and
-    without drafts that are less likely than `p_min` (`Decoder.step`).
+    without drafts that are too unlikely (`p_min`, see `Decoder.step`).
 
     >>> outputs = generate(decoder, [Job(b"def ", 16), Job(b"def ", 16, draft_length=5)])
     >>> outputs[0].output == outputs[1].output

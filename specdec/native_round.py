@@ -189,18 +189,18 @@ def run_native_round(
     for index, row in enumerate(decodes):
         output = bytes(buffers.tokens[index * _OUTPUT : index * _OUTPUT + buffers.count[index]])
         tries: tuple[Try, ...] = (PLAIN,) * rounds
-        drafted = accepted = left = 0
+        drafted = accepted = omitted = 0
         if row.longest:
             begin = index * _TRIES
             numbers = buffers.tries[begin : begin + len(Try._fields) * rounds]
             by_field = [numbers[field :: len(Try._fields)] for field in range(len(Try._fields))]
             tries = tuple(map(Try, *by_field))
-            drafted, accepted, _, left = map(sum, by_field)
+            drafted, accepted, _, omitted = map(sum, by_field)
         logprobs: tuple[ByteLogprob, ...] = ()
         if row.alternatives >= 0:
             logprobs = _records(buffers.logits[at:], output, row.alternatives)
         ended = buffers.ended[index] != 0
-        results.append(RowResult(output, drafted, accepted, ended, logprobs, tries, left))
+        results.append(RowResult(output, drafted, accepted, ended, logprobs, tries, omitted))
         at += drafted + 1
     scored = {}
     for prefill in prefills:

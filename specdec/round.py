@@ -84,7 +84,7 @@ class Round:
     """What is to be done, in one pass; by the compiled core, where no prompt is consumed, up to
     `repeats` times: until a row ends, `span_s` seconds are over or the `interrupt` is set.
 
-    Of a row's drafts the core leaves away those from the first on with which the chance that all
+    Of a row's drafts the core leaves out those from the first on with which the chance that all
     are right, as the drafter sees it, falls below `p_min`; nothing that is looked up.
     """
 
@@ -98,16 +98,16 @@ class Round:
 
 class Try(NamedTuple):
     """Drafts of one row in one round, how many were accepted, the index in `TIERS` of where they
-    were looked up, or -1, and how many further ones were left away as unlikely."""
+    were looked up, or -1, and how many further ones were omitted as unlikely."""
 
     drafted: int
     accepted: int
     tier: int = -1
-    left: int = 0
+    omitted: int = 0
 
     @property
     def wanted(self) -> int:
-        return self.drafted + self.left
+        return self.drafted + self.omitted
 
 
 PLAIN = Try(0, 0)
@@ -119,7 +119,8 @@ class RowResult:
     """What one row got from a round, or from several, which `tries` tells apart: as many for each
     row, for no row ends before the last one.
 
-    `ended`: its last byte is the end-of-document byte.  `logprobs`, if wanted, are those of
+    `omitted` counts drafts that were wanted and not made, for being unlikely.  `ended`: its last
+    byte is the end-of-document byte.  `logprobs`, if wanted, are those of
     `output`, or of prompt bytes for a row that consumed some: of the bytes that follow those
     consumed.
     """
@@ -130,7 +131,7 @@ class RowResult:
     ended: bool
     logprobs: tuple[ByteLogprob, ...] = ()
     tries: tuple[Try, ...] = ()
-    left: int = 0
+    omitted: int = 0
 
     @property
     def rounds(self) -> tuple[Try, ...]:
@@ -138,7 +139,7 @@ class RowResult:
 
     @property
     def wanted(self) -> int:
-        return self.drafted + self.left
+        return self.drafted + self.omitted
 
     @cached_property
     def tally(self) -> Mapping[Try, int]:

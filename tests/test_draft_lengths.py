@@ -578,7 +578,7 @@ def test_a_row_of_which_nothing_was_seen_is_as_the_others() -> None:
 
 
 class Choosy:
-    """Rows whose prophet knows the chance of each draft, and leaves unlikely ones away."""
+    """Rows whose prophet knows the chance of each draft, and omits unlikely ones."""
 
     def __init__(self, cost: Cost, rows: int, sure: float) -> None:
         self.cost, self.rows, self.sure = cost, rows, sure
@@ -595,7 +595,7 @@ class Choosy:
             made += 1
             right &= self.random.random() < chance
             accepted += right
-        return Try(made, accepted, left=wanted - made)
+        return Try(made, accepted, omitted=wanted - made)
 
     def rate(self, lengths: DraftLengths, rounds: int, p_min: float | None = None) -> float:
         """Bytes per second; a round costs what is verified, and a step more for each row."""
@@ -628,7 +628,7 @@ def choosing(cost: Cost, rows: int) -> DraftLengths:
 
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("sure", [0.2, 0.6, 0.9])
-def test_what_is_left_away_costs_nothing_and_counts(rows: int, sure: float) -> None:
+def test_what_is_omitted_costs_nothing_and_counts(rows: int, sure: float) -> None:
     """Where all drafts are made they pay less, or not at all."""
     rates = [
         Choosy(dear_places, rows, sure).rate(choosing(dear_places, rows), 4000, p_min)
@@ -662,13 +662,13 @@ def test_a_draft_must_be_as_likely_as_its_place_is_dear() -> None:
     assert rate > 1.5
 
 
-def test_a_round_whose_drafts_were_all_left_away_is_no_plain_one() -> None:
+def test_a_round_whose_drafts_were_all_omitted_is_no_plain_one() -> None:
     costs = RoundCosts({(1, 0): 1.0, (1, 1): 1.6, (1, 2): 2.0, (1, 4): 2.8})
     assert costs.seconds(1, 4, 0.0) == pytest.approx(1.2, rel=0.02)
     assert costs.seconds(1, 4, 1.5) == pytest.approx(1.8, rel=0.02)
     assert costs.seconds(1, 0) == 1.0
     for _ in range(200):
-        costs.observe([(Try(0, 0, left=4),), (Try(2, 1, left=2),)] * 4, [1.5, 2.3] * 4)
+        costs.observe([(Try(0, 0, omitted=4),), (Try(2, 1, omitted=2),)] * 4, [1.5, 2.3] * 4)
     assert costs.plain(1) == 1.0
     assert costs.seconds(1, 4, 1.0) == pytest.approx(1.9, rel=0.02)
 
@@ -702,3 +702,12 @@ def test_a_call_ends_where_the_next_decision_is_due(monkeypatch: pytest.MonkeyPa
     plain_spells = calls - decided[0]  # nothing is decided between them
     assert 0 < plain_spells < 10
     assert calls / 4 < learned[0] < calls / 2
+
+
+def test_how_often_texts_repeat_themselves_is_known_of_short_calls_too() -> None:
+    """Of which some find nothing, and none is looked at for what it found."""
+    lengths = looking(dear_places)
+    lengths.enter(0, 0, 16)
+    Repeating(0.05, 3, 0.99).rate(lengths, dear_places, 4000)
+    assert lengths.plan([]).lookups[0][3]
+    assert 0.035 < lengths._met[4] / sum(lengths._met) < 0.07

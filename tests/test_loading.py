@@ -185,7 +185,7 @@ def test_lookups_are_for_the_compiled_core_and_may_be_forbidden(tmp_path: Path) 
         assert engine.info.longest_lookup == expected
 
 
-def test_unlikely_drafts_are_left_away_and_the_output_is_the_same(checkpoint: Path) -> None:
+def test_unlikely_drafts_are_omitted_and_the_output_is_the_same(checkpoint: Path) -> None:
     """By the compiled core; on torch's operations all are made."""
     outputs, drafted = set(), {}
     for kernels, p_min in (("auto", 0.0), ("auto", None), ("auto", 1.0), ("torch", 1.0)):

@@ -722,8 +722,8 @@ def test_drafts_end_before_one_that_is_too_unlikely(
             expected += 1
         result = decoder.step({0: 8}, rounds=1, p_min=p_min)[0]
         (tried,) = result.rounds
-        assert near or (tried.drafted, tried.left) == (expected, 8 - expected)
-        assert (result.drafted, result.left, tried.wanted) == (tried.drafted, tried.left, 8)
+        assert near or (tried.drafted, tried.omitted) == (expected, 8 - expected)
+        assert (result.drafted, result.omitted, tried.wanted) == (tried.drafted, tried.omitted, 8)
         assert len(result.output) == tried.accepted + 1
         seen.add(tried.drafted)
         for each in (torch_decoder, decoder):
@@ -739,7 +739,7 @@ def test_drafts_end_before_one_that_is_too_unlikely(
     st.integers(1, 3),
     st.integers(0, 2**31),
 )
-def test_the_output_knows_nothing_of_drafts_left_away(
+def test_the_output_knows_nothing_of_omitted_drafts(
     p_min: float, dtype: str, parallel: bool, rounds: int, seed: int
 ) -> None:
     """Rows of other lengths, some greedy, beside one another; in calls of a few rounds."""
@@ -759,9 +759,27 @@ def test_the_output_knows_nothing_of_drafts_left_away(
     assert [row.output for row in some] == [row.output for row in plain]
     for row, other in zip(some, all_made, strict=True):
         assert all(tried.wanted <= 16 for result in row.results for tried in result.rounds)
-        assert not any(result.left for result in other.results)
+        assert not any(result.omitted for result in other.results)
     if p_min == 1.0:
         # hardly anything is that certain, and the prophet is told of every byte all the same
         assert sum(row.drafted for row in some) < sum(row.drafted for row in all_made) / 4
         again = generate(decoder, fast)
         assert [row.accepted for row in again] == [row.accepted for row in all_made]
+
+
+def test_a_choice_without_a_second_is_certain() -> None:
+    model = tiny_model()
+    decoder = build_decoder(
+        model,
+        agreeing_prophet(model, parallel=True),
+        slots=1,
+        device=CPU,
+        dtype=torch.float32,
+        kernels="native",
+    )
+    for byte in (0, 7):
+        for temperature in (0.0, 1.0):
+            params = SamplingParams(temperature=temperature, top_k=1, logit_bias=((byte, 1000.0),))
+            (output,) = generate(decoder, [Job(b"a", 40, params, 1, 5)], p_min=1.0)
+            assert output.output == bytes([byte]) * 40
+            assert not any(result.omitted for result in output.results)

@@ -88,7 +88,7 @@ class Row {
         if (lead) {
             hopes[best] = -INFINITY;
             int next = int(std::find(hopes, hopes + BYTES - 1, largest(hopes)) - hopes);
-            double second = scores[next] + noise.at(next);
+            double second = next == best ? -INFINITY : scores[next] + noise.at(next);
             for (int i = 0; i < BYTES; ++i)
                 if (hopes[i] > second) second = std::max(second, scores[i] + noise.at(i));
             *lead = most - second;

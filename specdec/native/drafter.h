@@ -67,7 +67,8 @@ class Drafter {
         }
     }
     static bool goes_on(const Wanted& row, int step) { return row.gamma > step && *row.made == step; }
-    // The first so many rows hold all that go on.
+    // The first so many rows hold all that go on.  Those among them that do not are stepped beside them,
+    // with drafts that nobody looks at.
     static int active_at(const std::vector<Wanted>& rows, int step) {
         int active = int(rows.size());
         while (active && !goes_on(rows[active - 1], step)) --active;

@@ -23,7 +23,7 @@ constexpr int MOST_ROUNDS = 256;  // round.MOST_ROUNDS
 struct Round {
     int64_t rows, rounds;  // rounds at most, until a row ends; one where prompts are consumed
     double span;           // seconds after which no further one begins
-    double p_min;          // drafts of the drafter end before they are less likely to be kept
+    double p_min;          // drafts end before the chance that all are kept falls below this
     const volatile int64_t* interrupt;  // nor once this is not 0
     const int64_t *slot, *gamma;
     const uint8_t* watched;
@@ -38,7 +38,7 @@ struct Round {
     uint8_t* ended;
     int64_t* done;    // [1]: rounds that were run
     int64_t* tries;   // [rows, MOST_ROUNDS, 4]: drafts, those accepted, the tier they are from or -1,
-                      // how many fewer than were wanted
+                      // how many more were wanted
     float* logits;    // [rows' places, then scored prompt bytes, 256] of the last round
     double* seconds;  // [3]: spent drafting, in the pass, and on what follows it
     double* elapsed;  // [MOST_ROUNDS], of each round
