@@ -29,14 +29,16 @@ def decode(record: Record) -> Figure:
         top.set_title(f"temperature {temperature:g}")
         top.axhline(1, color="black", linewidth=0.8)
         for domain in _domains(results):
-            for value in sorted({r[other] for r in results}):
+            for value, p_min in sorted({(r[other], r.get("p_min", 0)) for r in results}):
+                kind = domain, temperature, value, p_min
                 rows = [
                     r
                     for r in results
-                    if (r["domain"], r["temperature"], r[other]) == (domain, temperature, value)
+                    if (r["domain"], r["temperature"], r[other], r.get("p_min", 0)) == kind
                 ]
                 xs = [r[by] for r in rows]
                 label = domain if by == "draft_length" else f"{domain}, γ = {value}"
+                label += f", p_min {p_min:g}" if p_min else ""
                 _spread(top, xs, [r["ratio"] for r in rows], label)
                 if by == "draft_length":
                     bottom.plot(xs, [r["mean_bytes_per_round"] for r in rows], "o-", label=domain)
