@@ -117,10 +117,9 @@ class DraftLengths:
         """
         hoped, made = self._usual[USUAL].hoped(), self._made.hoped()
         least = self.MARGIN / self._costs.plain(rows)
-        for gamma in self._costs.lengths:
-            seconds = self._costs.seconds(rows, gamma, made[gamma] - 1)
-            if 0 < gamma <= self._longest and hoped[gamma] > least * seconds:
-                return True
+        drafting = (gamma for gamma in self._costs.lengths if 0 < gamma <= self._longest)
+        if any(hoped[g] > least * self._costs.seconds(rows, g, made[g] - 1) for g in drafting):
+            return True
         self._hopeless += 1
         return self._hopeless % self.TOLD == 0
 
@@ -257,8 +256,8 @@ class DraftLengths:
                 continue
             accepted: dict[int, Reached] = defaultdict(Reached)
             made = Reached()
-            for (drafted, kept, tier, away), times in result.tally.items():
-                if wanted := drafted + away:
+            for (drafted, kept, tier, omitted), times in result.tally.items():
+                if wanted := drafted + omitted:
                     accepted[1 + tier].add(wanted, kept, times)
                     if tier < 0:
                         made.add(wanted, drafted, times)

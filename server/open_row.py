@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from server.acceptance import Acceptance, Reached
-from server.round_costs import between, of_drafts
+from server.round_costs import among_drafts
 from specdec.lookup import NO_LOOKUP, TIERS, Lookup
 
 USUAL, CASES = 0, 1 + len(TIERS)
@@ -201,10 +201,8 @@ class OpenRow:
 def _drafting(shares: Shares, made: Sequence[float]) -> Mapping[int, float]:
     """A row's seconds by what the prophet is asked for, where it makes so many drafts of 0, 1, …,
     and a byte in any case."""
-    lengths = list(shares.drafted)
-    known, seconds = of_drafts(lengths), {0: shares.drafted[0]}
+    lengths, cost = tuple(shares.drafted), shares.drafted.__getitem__
+    seconds = {0: cost(0)}
     for gamma in lengths[1:]:
-        few, many, further = between(known, made[gamma] - 1)
-        among = (1 - further) * shares.drafted[few] + further * shares.drafted[many]
-        seconds[gamma] = max(shares.drafted[0], among)
+        seconds[gamma] = max(cost(0), among_drafts(lengths, cost, made[gamma] - 1))
     return seconds

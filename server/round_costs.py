@@ -4,7 +4,7 @@ Plain Python, no clock.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from specdec.config import LONGEST_DRAFT
@@ -181,8 +181,8 @@ class _Table:
         return self._expected[pair]
 
     def _interpolated(self, rows: int, gamma: int) -> float:
-        few, many, further = between(self._rows, rows)
-        less, more, beyond = between(self.lengths, gamma)
+        few, many, further = _between(self._rows, rows)
+        less, more, beyond = _between(self.lengths, gamma)
         low, high = (
             (1 - beyond) * self._measured[count, less] + beyond * self._measured[count, more]
             for count in (few, many)
@@ -203,9 +203,7 @@ class _Table:
     def drafting(self, rows: int, made: float) -> float:
         """The same of so many in the mean, perhaps less than one: what drafting costs before the
         first place to verify is there all the same."""
-        few, many, further = between(of_drafts(self.lengths), made)
-        added = (1 - further) * self.added(rows, few) + further * self.added(rows, many)
-        return max(0.0, added)
+        return max(0.0, among_drafts(self.lengths, lambda gamma: self.added(rows, gamma), made))
 
 
 class _Line:
@@ -300,13 +298,14 @@ def _smoothed(
     return result
 
 
-def of_drafts(lengths: Sequence[int]) -> Sequence[int]:
-    """Of draft lengths, 0 among them, those that show what rounds cost whose drafts were omitted:
-    what drafting costs at all is in each of them, and not in 0."""
-    return lengths[1:] if len(lengths) > 2 else lengths
+def among_drafts(lengths: Sequence[int], cost: Callable[[int], float], made: float) -> float:
+    """What rounds cost that make so many drafts in the mean, perhaps less than one, from what they
+    cost by draft length, 0 the first: what drafting costs at all is in each of the others."""
+    few, many, further = _between(lengths[1:] if len(lengths) > 2 else lengths, made)
+    return (1 - further) * cost(few) + further * cost(many)
 
 
-def between(known: Sequence[int], value: float) -> tuple[int, int, float]:
+def _between(known: Sequence[int], value: float) -> tuple[int, int, float]:
     """Two of the sorted numbers and how far from the first to the second the value is."""
     if len(known) == 1:
         return known[0], known[0], 0.0

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="on native kernels drafts end before a byte that, with all before it, is less "
-        "likely to be kept; left out, what pays by the costs measured at start; 0: all are made",
+        "likely to be kept; left out, what pays by measured costs; 0: all are made",
     )
     lookup_length: int = Field(
         default=16,

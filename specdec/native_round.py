@@ -191,9 +191,9 @@ def run_native_round(
         tries: tuple[Try, ...] = (PLAIN,) * rounds
         drafted = accepted = omitted = 0
         if row.longest:
-            begin = index * _TRIES
-            numbers = buffers.tries[begin : begin + len(Try._fields) * rounds]
-            by_field = [numbers[field :: len(Try._fields)] for field in range(len(Try._fields))]
+            begin, each = index * _TRIES, len(Try._fields)
+            numbers = buffers.tries[begin : begin + each * rounds]
+            by_field = [numbers[field::each] for field in range(each)]
             tries = tuple(map(Try, *by_field))
             drafted, accepted, _, omitted = map(sum, by_field)
         logprobs: tuple[ByteLogprob, ...] = ()
