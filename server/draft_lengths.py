@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from server.acceptance import Acceptance, Reached
 from server.budget import Budget
-from server.open_row import CASES, TRIALS, USUAL, OpenRow, Shares
+from server.open_row import CASES, TRIALS, USUAL, Mean, OpenRow, Shares
 from server.round_costs import Lately, RoundCosts
 from specdec.lookup import NO_LOOKUP, Lookup
 from specdec.round import MOST_ROUNDS, RowResult
@@ -289,30 +289,41 @@ class DraftLengths:
         for row in rows:
             row.weigh(shares)
 
-        def rate(lengths: Sequence[Sequence[int]]) -> float:
-            gain, seconds = given, beside
-            for row, each in zip(rows, lengths, strict=True):
-                more, longer = row.mean(each, shares)
-                gain, seconds = gain + more, seconds + longer
-            return gain / seconds
+        def means(lengths: Sequence[Sequence[int]]) -> list[Mean]:
+            return [row.mean(each, shares) for row, each in zip(rows, lengths, strict=True)]
+
+        def together(each: Sequence[Mean]) -> Mean:
+            gain, seconds = zip(*each, strict=True)
+            return Mean(given + sum(gain), beside + sum(seconds))
 
         held = [row.lengths for row in rows]
-        chosen, best = held, rate(held)
-        for _ in range(4):  # Dinkelbach: the best answer to a rate has a better rate, or is best
-            answer = [row.answer(shares, best) for row in rows]
-            if answer == chosen or rate(answer) <= best:
+        chosen, each = held, means(held)
+        all_of_them = together(each)
+        before = best = all_of_them.rate
+        for _ in range(4):  # what is best for a row depends on what the others do
+            answer = [
+                row.answer(shares, all_of_them.without(own), self.MARGIN)
+                for row, own in zip(rows, each, strict=True)
+            ]
+            if answer == chosen:
                 break
-            chosen, best = answer, rate(answer)
-        plain = [[0] * CASES for _ in rows]
-        worth = best >= self.MARGIN * rate(plain)
-        if not worth:
-            chosen, best = plain, rate(plain)
-        if not self._decided or not worth or best > self.GAIN * rate(held):
+            chosen, each = answer, means(answer)
+            all_of_them = together(each)
+            best = all_of_them.rate
+        if not self._decided or best > self.GAIN * before:
             for row, lengths in zip(rows, chosen, strict=True):
                 row.settle(lengths)
-        self._gain = max(1.0, rate([row.lengths for row in rows]) / rate(plain))
-        for row in rows:
-            row.wish(shares, best, self.PROBE)
+        else:
+            for row, lengths in zip(rows, chosen, strict=True):
+                row.settle(
+                    had if length else 0 for had, length in zip(row.lengths, lengths, strict=True)
+                )
+            each = means([row.lengths for row in rows])
+            all_of_them = together(each)
+        gain = 0.0
+        for row, own in zip(rows, each, strict=True):
+            gain += row.wish(shares, all_of_them.without(own), self.PROBE)
+        self._gain = max(1.0, gain / len(rows))
         if sum(self._met) > self.REMEMBERED:  # what was met a while ago counts for less
             looked_for = {index for row in rows for index in row.looked_for}
             self._met = [n / 2 if index in looked_for else n for index, n in enumerate(self._met)]

@@ -25,6 +25,20 @@ class Shares(NamedTuple):
     looked_up: Mapping[int, float]
 
 
+class Mean(NamedTuple):
+    """Of rounds of one or several rows: bytes, and the seconds that these rows have a share in."""
+
+    gain: float
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.gain / self.seconds
+
+    def without(self, other: "Mean") -> "Mean":
+        return Mean(self.gain - other.gain, self.seconds - other.seconds)
+
+
 PROMISE = 0.05
 """Bytes a round, of all rounds, that a case must promise at best to be tried: trying costs too."""
 TRIALS = 4
@@ -147,8 +161,8 @@ class OpenRow:
             for index in self.looked_for:
                 self.cases[index].met /= 2
 
-    def mean(self, lengths: Sequence[int], shares: Shares) -> tuple[float, float]:
-        """Bytes and seconds of a round with these lengths, by case."""
+    def mean(self, lengths: Sequence[int], shares: Shares) -> Mean:
+        """Of a round with these lengths, by case."""
         gain = seconds = 0.0
         rest = 1.0
         for index, share in self._share.items():
@@ -158,21 +172,41 @@ class OpenRow:
                 seconds += share * shares.looked_up[length]
                 rest -= share
         gain += rest * self._expected[USUAL][lengths[USUAL]]
-        return gain, seconds + rest * self._drafting[lengths[USUAL]]
+        return Mean(gain, seconds + rest * self._drafting[lengths[USUAL]])
 
-    def answer(self, shares: Shares, rate: float) -> list[int]:
-        """The lengths, by case, that are worth most where a second is worth `rate` bytes."""
-        worth, usual = self._best(USUAL, self._expected[USUAL], self._drafting, rate)
+    def answer(self, shares: Shares, others: Mean, margin: float) -> list[int]:
+        """The lengths, by case, that give the most bytes per second in rounds beside `others`, at
+        least `margin` times what plain rounds give.
+
+        Each case by itself: of the bytes of a text so many are in each, however fast they come.
+        """
+        at_none = self._drafting[0]
+        plain = (others.gain + 1) / (others.seconds + at_none)
+
+        def best(index: int, known: Mapping[int, float], rate: float) -> tuple[float, int]:
+            expected, most, length = self._expected[index], self.cases[index].most, 0
+            for gamma, seconds in known.items():
+                if 0 < gamma <= most:
+                    better = (others.gain + expected[gamma]) / (others.seconds + seconds)
+                    least = margin * (1 + plain * (seconds - at_none))
+                    if better > rate and expected[gamma] >= least:
+                        rate, length = better, gamma
+            return rate, length
+
+        usually, usual = best(USUAL, self._drafting, plain)
         lengths = [usual] + [0] * (CASES - 1)
-        for index, expected in self._expected.items():
+        for index in self._expected:
             if index != USUAL:
-                value, length = self._best(index, expected, shares.looked_up, rate)
-                lengths[index] = length if value > worth else 0
+                lengths[index] = best(index, shares.looked_up, usually)[1]
         return lengths
 
-    def wish(self, shares: Shares, rate: float, longest: int) -> None:
-        """What to try of cases for which nothing is drafted, if that may pay."""
-        worth, _ = self._best(USUAL, self._expected[USUAL], self._drafting, rate)
+    def wish(self, shares: Shares, others: Mean, longest: int) -> float:
+        """What to try of cases for which nothing is drafted, if that may pay in rounds beside
+        `others`.  How many times as fast as plain ones rounds are in the usual case."""
+        length, at_none = self.cases[USUAL].length, self._drafting[0]
+        gain, took = self._expected[USUAL][length], self._drafting[length]
+        rate = (others.gain + gain) / (others.seconds + took)
+        worth = gain - rate * took
         for index, case in enumerate(self.cases):
             case.probe = 0
             if index in self._expected and not case.length:
@@ -185,6 +219,7 @@ class OpenRow:
                 if self._share[index] * (value - worth) > PROMISE:
                     case.trials = TRIALS
                     case.probe = min(length, longest if index == USUAL else 1)
+        return rate * at_none
 
     def _best(
         self, index: int, expected: Sequence[float], known: Mapping[int, float], rate: float

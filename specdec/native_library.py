@@ -159,7 +159,7 @@ def _products(processor: dict[str, str]) -> Products:
     can: dict[str, bool] = {
         "float32": True,
         "pairs": "avx512_bf16" in flags,
-        "integers": "avx2" in flags and "avx512f" not in flags,
+        "integers": "avx2" in flags and ("avx512f" not in flags or "avx512bw" in flags),
     }
     asked = os.environ.get("SPECDEC_BF16_PRODUCTS", "auto")
     if asked not in ("auto", *PRODUCTS):

@@ -64,6 +64,52 @@ struct Pairs {
 };
 typedef Pairs Halves;
 #elif defined(SPECDEC_INTEGERS)
+// Vectors of 16-bit integers, and what AVX2 and AVX-512 call the same.
+#if defined(__AVX512F__)
+typedef __m512i Whole;
+inline Whole whole(const void* at) { return _mm512_loadu_si512(at); }
+inline Whole wide(const int8_t* at) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+}
+inline Whole each(uint32_t pair) { return _mm512_set1_epi32(int(pair)); }
+inline vi add_pairs(vi sums, Whole a, Whole b) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpwssd_epi32((Whole)sums, a, b);
+#else
+    return sums + (vi)_mm512_madd_epi16(a, b);
+#endif
+}
+inline int largest(vi x) { return _mm512_reduce_max_epi32((Whole)x); }
+// PAIR numbers to the nearest integer, which has 16 bits.
+inline void to_integers(vf first, vf second, int16_t* out) {
+    auto put = [](vf x, int16_t* at) {
+        __m256i half = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32((__m512)x));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), half);
+    };
+    put(first, out);
+    put(second, out + LANES);
+}
+#else
+typedef __m256i Whole;
+inline Whole whole(const void* at) { return _mm256_loadu_si256(reinterpret_cast<const Whole*>(at)); }
+inline Whole wide(const int8_t* at) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+}
+inline Whole each(uint32_t pair) { return _mm256_set1_epi32(int(pair)); }
+inline vi add_pairs(vi sums, Whole a, Whole b) { return sums + (vi)_mm256_madd_epi16(a, b); }
+inline int largest(vi x) {
+    __m128i half = _mm_max_epi32(_mm256_castsi256_si128((Whole)x), _mm256_extracti128_si256((Whole)x, 1));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
+    return _mm_cvtsi128_si32(half);
+}
+inline void to_integers(vf first, vf second, int16_t* out) {
+    Whole a = _mm256_cvtps_epi32((__m256)first), b = _mm256_cvtps_epi32((__m256)second);
+    Whole both = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<Whole*>(out), both);
+}
+#endif
+
 // Pairs of 16-bit integers.
 struct Integers {
     typedef uint32_t Input;
@@ -74,30 +120,25 @@ struct Integers {
     static void put(uint32_t* at, int output, int input, float steps) {
         reinterpret_cast<int16_t*>(at + output)[input] = int16_t(steps);
     }
-    explicit Integers(const uint32_t* at)
-        : first(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))),
-          second(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + LANES))) {
+    explicit Integers(const uint32_t* at) : first(whole(at)), second(whole(at + LANES)) {
         hold(first, second);
     }
     void multiply(uint32_t x, vi& low, vi& high) const {
-        __m256i both = _mm256_set1_epi32(int(x));
-        low += (vi)_mm256_madd_epi16(first, both);
-        high += (vi)_mm256_madd_epi16(second, both);
+        Whole both = each(x);
+        low = add_pairs(low, first, both);
+        high = add_pairs(high, second, both);
     }
     // `count` numbers in steps, the largest in `most`, behind an odd number a zero; the size of a step, NaN
     // where one of the numbers is no finite one.
     static float round(const float* x, int count, int most, uint32_t* out) {
-        __m256i tops = _mm256_setzero_si256(), unsign = _mm256_set1_epi32(INT32_MAX);
+        vi tops = {};
         int i = 0;
         for (; i + LANES <= count; i += LANES) {
-            __m256i part = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
             // without their signs floats are ordered as integers
-            tops = _mm256_max_epi32(tops, _mm256_and_si256(part, unsign));
+            vi part = *reinterpret_cast<const vi*>(x + i) & INT32_MAX;
+            tops = part > tops ? part : tops;
         }
-        __m128i half = _mm_max_epi32(_mm256_castsi256_si128(tops), _mm256_extracti128_si256(tops, 1));
-        half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-        half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
-        uint32_t top = uint32_t(_mm_cvtsi128_si32(half));
+        uint32_t top = uint32_t(largest(tops));
         for (; i < count; ++i) top = std::max(top, bits_of(x[i]) & 0x7fffffffu);
         float largest;
         std::memcpy(&largest, &top, 4);
@@ -110,19 +151,15 @@ struct Integers {
         typedef int16_t __attribute__((may_alias)) Step;
         Step* to = reinterpret_cast<Step*>(out);
         int i = 0;
-        for (; i + PAIR <= count; i += PAIR) {
-            __m256i a = _mm256_cvtps_epi32(_mm256_loadu_ps(x + i) * steps);
-            __m256i b = _mm256_cvtps_epi32(_mm256_loadu_ps(x + i + LANES) * steps);
-            __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), both);
-        }
+        auto times = [&](const float* from) { return *reinterpret_cast<const vf*>(from) * steps; };
+        for (; i + PAIR <= count; i += PAIR) to_integers(times(x + i), times(x + i + LANES), to + i);
         for (; i < count; ++i) to[i] = int16_t(std::nearbyint(x[i] * steps));
         if (count % 2) to[count] = 0;
     }
-    __m256i first, second;
+    Whole first, second;
 
    protected:
-    Integers(__m256i first, __m256i second) : first(first), second(second) {}
+    Integers(Whole first, Whole second) : first(first), second(second) {}
 };
 
 // The same with weights of eight bits.
@@ -132,13 +169,7 @@ struct Bytes : Integers {
     static void put(int8_t* at, int output, int input, float steps) {
         at[2 * output + input] = int8_t(steps);
     }
-    explicit Bytes(const int8_t* at)
-        : Integers(wide(at), wide(at + PAIR)) {}
-
-   private:
-    static __m256i wide(const int8_t* at) {
-        return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-    }
+    explicit Bytes(const int8_t* at) : Integers(wide(at), wide(at + PAIR)) {}
 };
 typedef Integers Halves;
 #else
