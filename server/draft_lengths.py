@@ -118,7 +118,11 @@ class DraftLengths:
         hoped, made = self._usual[USUAL].hoped(), self._made.hoped()
         least = self.MARGIN / self._costs.plain(rows)
         drafting = (gamma for gamma in self._costs.lengths if 0 < gamma <= self._longest)
-        if any(hoped[g] > least * self._costs.seconds(rows, g, made[g] - 1) for g in drafting):
+        # no more is accepted than is made
+        if any(
+            min(hoped[g], made[g]) > least * self._costs.seconds(rows, g, made[g] - 1)
+            for g in drafting
+        ):
             return True
         self._hopeless += 1
         return self._hopeless % self.TOLD == 0
@@ -142,8 +146,10 @@ class DraftLengths:
         if not self._rows:
             return Drafts({}, {})
         count = len(self._rows) + len(fixed)
-        as_many = 2 * self._among < 3 * count < 5 * self._among  # about, as when it was decided
-        changed = not (self._decided and as_many)
+        # many fewer than when it was decided: those that are left may end as soon
+        if 3 * count <= 2 * self._among:
+            self._wait = min(self._wait, self._age + self.FIRST)
+        changed = not self._decided or 3 * count >= 5 * self._among
         if self._age >= self._wait or (changed and not consuming):
             self._among = count
             # soon again at first: what was measured may be far off

@@ -17,12 +17,24 @@ USUAL, CASES = 0, 1 + len(TIERS)
 """The index of the usual case, the first, and how many there are."""
 
 
-class Shares(NamedTuple):
+class Shares:
     """A row's share of a round's seconds by draft length: of what the prophet drafts, 0 among them,
     and of what is looked up, of which there is none where it cannot pay."""
 
-    drafted: Mapping[int, float]
-    looked_up: Mapping[int, float]
+    def __init__(self, drafted: Mapping[int, float], looked_up: Mapping[int, float]) -> None:
+        self.drafted, self.looked_up = drafted, looked_up
+        self._asked: dict[int, tuple[Sequence[float], Mapping[int, float]]] = {}
+
+    def drafting(self, made: Sequence[float]) -> Mapping[int, float]:
+        """The same by what the prophet is asked for, where it makes so many drafts of 0, 1, …, and
+        a byte in any case.  Rows of which nothing was seen share `made`, and the answer."""
+        if id(made) not in self._asked:
+            lengths, cost = tuple(self.drafted), self.drafted.__getitem__
+            seconds = {0: cost(0)}
+            for gamma in lengths[1:]:
+                seconds[gamma] = max(cost(0), among_drafts(lengths, cost, made[gamma] - 1))
+            self._asked[id(made)] = made, seconds
+        return self._asked[id(made)][1]
 
 
 class Mean(NamedTuple):
@@ -149,7 +161,7 @@ class OpenRow:
     def weigh(self, shares: Shares) -> None:
         """Settles what is believed of it while it is decided."""
         total = sum(case.met for case in self.cases)
-        self._drafting = _drafting(shares, self._made.expected())
+        self._drafting = shares.drafting(self._made.expected())
         self._expected, self._share = {}, {}
         for index, case in enumerate(self.cases):
             if index == USUAL or (case.most and shares.looked_up):
@@ -214,7 +226,7 @@ class OpenRow:
                 seconds = shares.looked_up
                 if index == USUAL:
                     self._made.fade()
-                    seconds = _drafting(shares, self._made.hoped())
+                    seconds = shares.drafting(self._made.hoped())
                 value, length = self._best(index, case.acceptance.hoped(), seconds, rate)
                 if self._share[index] * (value - worth) > PROMISE:
                     case.trials = TRIALS
@@ -231,13 +243,3 @@ class OpenRow:
             if value > worth and gamma <= most:
                 worth, length = value, gamma
         return worth, length
-
-
-def _drafting(shares: Shares, made: Sequence[float]) -> Mapping[int, float]:
-    """A row's seconds by what the prophet is asked for, where it makes so many drafts of 0, 1, …,
-    and a byte in any case."""
-    lengths, cost = tuple(shares.drafted), shares.drafted.__getitem__
-    seconds = {0: cost(0)}
-    for gamma in lengths[1:]:
-        seconds[gamma] = max(cost(0), among_drafts(lengths, cost, made[gamma] - 1))
-    return seconds
