@@ -153,7 +153,8 @@ def _ours(directory: Path) -> bool:
 def _products(processor: dict[str, str]) -> Products:
     """How bfloat16 weights are multiplied.  ValueError for what cannot be.
 
-    AMD's processors multiply pairs at twice the rate of float32, Intel's at half of it.
+    AMD's processors multiply pairs at twice the rate of float32, Intel's at half of it; where one
+    instruction multiplies and adds 16-bit integers (VNNI), that has twice the rate on both.
     """
     flags = processor.get("flags", "").split()
     can: dict[str, bool] = {
@@ -169,9 +170,12 @@ def _products(processor: dict[str, str]) -> Products:
     if asked == "auto":
         if can["pairs"] and processor.get("vendor_id") == "AuthenticAMD":
             return "pairs"
-        return "integers" if can["integers"] else "float32"
+        fast = "avx512f" not in flags or "avx512_vnni" in flags
+        return "integers" if can["integers"] and fast else "float32"
     if not can[asked]:
-        need = {"pairs": "with AVX512-BF16", "integers": "with AVX2 and without AVX-512"}[asked]
+        need = {"pairs": "with AVX512-BF16", "integers": "with AVX2, and AVX512BW if with AVX-512"}[
+            asked
+        ]
         raise ValueError(f"SPECDEC_BF16_PRODUCTS: {asked} are for processors {need}")
     return cast(Products, asked)
 

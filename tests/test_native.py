@@ -487,9 +487,7 @@ def test_products_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match="pairs are for processors with AVX512-BF16"):
         library._built()
     monkeypatch.setenv("SPECDEC_BF16_PRODUCTS", "integers")
-    with pytest.raises(
-        ValueError, match="integers are for processors with AVX2 and without AVX-512"
-    ):
+    with pytest.raises(ValueError, match="integers are for processors with AVX2, and AVX512BW"):
         library._built()
 
 
@@ -498,6 +496,11 @@ def test_the_faster_products_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None
     both = "avx2 avx512f avx512_bf16"
     assert library._products({"flags": both, "vendor_id": "AuthenticAMD"}) == "pairs"
     assert library._products({"flags": both, "vendor_id": "GenuineIntel"}) == "float32"
+    fused = f"{both} avx512bw avx512_vnni"
+    assert library._products({"flags": fused, "vendor_id": "AuthenticAMD"}) == "pairs"
+    assert library._products({"flags": fused, "vendor_id": "GenuineIntel"}) == "integers"
+    bare = "avx2 avx512f avx512bw"
+    assert library._products({"flags": bare, "vendor_id": "GenuineIntel"}) == "float32"
     assert library._products({"flags": "avx2 avx512f", "vendor_id": "AuthenticAMD"}) == "float32"
     assert library._products({"flags": "avx2", "vendor_id": "AuthenticAMD"}) == "integers"
     assert library._products({"Features": "asimd"}) == "float32"
