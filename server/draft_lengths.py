@@ -137,8 +137,11 @@ class DraftLengths:
         if not self._rows:
             self._gain = 1.0
 
-    def plan(self, fixed: Sequence[int], consuming: bool = False) -> Drafts:
-        """What each row drafts in the next rounds, beside rows whose lengths are fixed.
+    def plan(
+        self, fixed: Sequence[int], consuming: bool = False, behind: float | None = None
+    ) -> Drafts:
+        """What each row drafts in the next rounds, beside rows whose lengths are fixed; with so
+        many bytes `behind` rows in the mean.
 
         While prompts are consumed more rows are about to come, so nothing is decided for those
         that there are.
@@ -152,6 +155,8 @@ class DraftLengths:
         changed = not self._decided or 3 * count >= 5 * self._among
         if self._age >= self._wait or (changed and not consuming):
             self._among = count
+            if behind is not None:
+                self._costs.behind(behind)
             # soon again at first: what was measured may be far off
             most = self.EVERY + 8 * len(self._rows)
             first = self.FIRST if self._learned < self.LEARNED else most

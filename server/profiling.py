@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from server.draft_lengths import LENGTHS, LOOKUP_LENGTHS
-from server.round_costs import RoundCosts
+from server.round_costs import Growth, RoundCosts
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job, run_rounds
 from specdec.lookup import NO_LOOKUP, TIERS, Lookup
 from specdec.sampling import SamplingParams
@@ -22,6 +22,8 @@ SETTLING = 24
 they take up to twice as long."""
 PLACE = 128
 """Rows are measured with about so many bytes behind them."""
+FAR, FEW = 1024, (0, 1, 5)
+"""And with so many, in rounds of some draft lengths: what there is behind rows takes time too."""
 LONGEST_S = 20.0
 """No further row counts are measured after so long: what was measured is extrapolated."""
 
@@ -43,10 +45,21 @@ def measure_costs(decoder: Decoder[Any], longest_lookup: int) -> RoundCosts | No
     began = time.monotonic()
     drafted: dict[tuple[int, int], float] = {}
     looked_up: dict[tuple[int, int], float] = {}
+    growth: dict[tuple[int, int], float] = {}
+    # what a prophet drafts and what is looked up is verified alike
+    known = any(gamma and not looks for gamma, looks in kinds)
+    few = [
+        (gamma, looks) for gamma, looks in kinds if gamma in FEW and not (gamma and looks and known)
+    ]
+    room = decoder.context - max(_output(gamma) for gamma, _ in kinds)
+    near, far = min(PLACE, room), min(FAR, room)
     for rows in _row_counts(decoder.slots):
         if time.monotonic() - began > LONGEST_S:
             break
-        seconds = _measure(decoder, rows, kinds)
+        seconds = _measure(decoder, rows, kinds, near)
+        if far >= 2 * near:
+            for kind, longer in _measure(decoder, rows, few, far).items():
+                growth[rows, kind[0]] = max(0.0, longer - seconds[kind]) / (far - near)
         for gamma, looks in kinds:
             (looked_up if looks else drafted)[rows, gamma] = seconds[gamma, looks]
         dearest = max(kinds, key=lambda kind: (kind[0], not kind[1]))
@@ -58,7 +71,7 @@ def measure_costs(decoder: Decoder[Any], longest_lookup: int) -> RoundCosts | No
             dearest[0],
             " that are looked up" if dearest[1] else "",
         )
-    return RoundCosts(drafted, looked_up)
+    return RoundCosts(drafted, looked_up, Growth(near, growth))
 
 
 def _kinds(decoder: Decoder[Any], longest_lookup: int) -> list[_Kind]:
@@ -74,21 +87,24 @@ def _output(gamma: int) -> int:
     return (_settling(1, gamma) + TIMED) * (gamma + 1)
 
 
-def _measure(decoder: Decoder[Any], rows: int, kinds: Sequence[_Kind]) -> dict[_Kind, float]:
-    """Seconds of each kind of round."""
+def _measure(
+    decoder: Decoder[Any], rows: int, kinds: Sequence[_Kind], places: int
+) -> dict[_Kind, float]:
+    """Seconds of each kind of round, with so many bytes behind the rows."""
     seconds: dict[_Kind, list[float]] = defaultdict(list)
-    longest = max(gamma for gamma, _ in kinds)
-    prompt = b"\n" * min(PLACE, decoder.context - _output(longest))
+    prompt = b"\n" * places
     # a text of one byte alone: it is always found again, and all drafts are right
     params = SamplingParams(temperature=1.0, logit_bias=((prompt[0], 1000.0),))
     watched = max(gamma for gamma, looks in kinds if not looks)
     # in turns, so that what else the machine does falls on all kinds alike
     for turn in range(TURNS):
-        for gamma, looks in kinds:
+        for kind in kinds:
+            gamma, looks = kind
             for slot in range(rows):
                 decoder.open(slot, Job(prompt, _output(gamma), params, slot, watched))
-                if decoder.to_prefill(slot) and (turn or gamma):
-                    decoder.fork(slot, slot)  # it holds the prompt still
+                began = slot or turn or kind != kinds[0]
+                if decoder.to_prefill(slot) and began:
+                    decoder.fork(0, slot)  # which holds the prompt, or still does
                 while size := min(LONGEST_CHUNK, decoder.to_prefill(slot)):
                     decoder.step({}, {slot: size})
             lookup = (gamma,) * len(TIERS) if looks else NO_LOOKUP

@@ -6,6 +6,7 @@ Plain Python, no clock.
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from specdec.config import LONGEST_DRAFT
 from specdec.round import Try
@@ -14,21 +15,41 @@ Measured = Mapping[tuple[int, int], float]
 """Seconds by (rows, draft length)."""
 
 
+class Growth(NamedTuple):
+    """What rounds take longer for each byte that every row has behind it beyond `behind`, by some
+    (rows, draft length)."""
+
+    behind: int
+    seconds: Measured
+
+
 class RoundCosts:
     """Seconds of a round in which b rows draft γ bytes each, from measured (b, γ).
 
     `drafted` are plain rounds and those that a prophet drafts for, `looked_up` those whose drafts
-    are looked up, of the same row counts.
+    are looked up, of the same row counts; `growth` is that of both.
     """
 
     AMONG = 4
     """So many plain rounds among others at least are a basis."""
     SLOWLY = 2000
     """Rounds in which is learned how much longer those take."""
+    GRAIN = 64
+    """What is behind rows is told apart by so many bytes: prices are kept from one to the next."""
 
-    def __init__(self, drafted: Measured, looked_up: Measured | None = None) -> None:
+    def __init__(
+        self,
+        drafted: Measured,
+        looked_up: Measured | None = None,
+        growth: Growth | None = None,
+    ) -> None:
         plain = {pair: seconds for pair, seconds in drafted.items() if not pair[1]}
-        self._kinds = _Table(drafted, in_steps=True), _Table(plain | dict(looked_up or {}))
+        grows = growth.seconds if growth else {}
+        self._behind = growth.behind if growth else 0
+        self._kinds = (
+            _Table(drafted, grows, in_steps=True),
+            _Table(plain | dict(looked_up or {}), grows),
+        )
         # what rounds cost lately against what was measured
         self._plain = 1.0
         self._held_up = 0.0
@@ -43,6 +64,13 @@ class RoundCosts:
     def lookup_lengths(self) -> tuple[int, ...]:
         """Those that were measured of drafts that are looked up, 0 among them."""
         return self._kinds[True].lengths
+
+    def behind(self, places: float) -> None:
+        """From now on rows have so many bytes behind them, in the mean: attention takes longer, of
+        plain rounds by the larger share."""
+        beyond = max(0, round(places - self._behind) // self.GRAIN * self.GRAIN)
+        for table in self._kinds:
+            table.grow(beyond)
 
     def seconds(self, rows: int, gamma: int, made: float | None = None) -> float:
         """Of rounds that a prophet drafts for; where it omits drafts, `made` of γ in the mean.
@@ -158,7 +186,7 @@ class _Table:
     KNOWN = 3.0
     """For so many rounds counts what was measured."""
 
-    def __init__(self, measured: Measured, in_steps: bool = False) -> None:
+    def __init__(self, measured: Measured, growth: Measured, in_steps: bool = False) -> None:
         """`in_steps`: what drafts costs something even where it makes none."""
         self._in_steps = in_steps
         self._rows = sorted({rows for rows, _ in measured})
@@ -167,7 +195,9 @@ class _Table:
             raise ValueError("costs must be measured for every pair of row count and draft length")
         if self.lengths[0] != 0:
             raise ValueError("costs of plain rounds are missing")
-        self._measured = _smoothed(measured, self._rows, self.lengths)
+        self._measured = _Plane(_smoothed(measured, self._rows, self.lengths))
+        self._growth = _Plane(growth) if growth else None
+        self._beyond = 0
         self._expected: dict[tuple[int, int], float] = {}
         self._prices: dict[int, list[float]] = {}
         points = [self.added(rows, gamma) for rows in self._rows for gamma in self.lengths[1:]]
@@ -177,17 +207,18 @@ class _Table:
         """Seconds."""
         pair = rows, gamma
         if pair not in self._expected:
-            self._expected[pair] = self._interpolated(rows, gamma)
+            seconds = self._measured.at(rows, gamma)
+            if self._growth and self._beyond:
+                seconds += self._beyond * max(0.0, self._growth.at(rows, gamma))
+            self._expected[pair] = seconds
         return self._expected[pair]
 
-    def _interpolated(self, rows: int, gamma: int) -> float:
-        few, many, further = _between(self._rows, rows)
-        less, more, beyond = _between(self.lengths, gamma)
-        low, high = (
-            (1 - beyond) * self._measured[count, less] + beyond * self._measured[count, more]
-            for count in (few, many)
-        )
-        return (1 - further) * low + further * high
+    def grow(self, beyond: int) -> None:
+        """So many bytes more are behind each row than when it was measured."""
+        if self._growth and beyond != self._beyond:
+            self._beyond = beyond
+            self._expected.clear()
+            self._prices.clear()
 
     def added(self, rows: int, gamma: int) -> float:
         """What so many drafts each were measured to add, in plain rounds."""
@@ -204,6 +235,25 @@ class _Table:
         """The same of so many in the mean, perhaps less than one: what drafting costs before the
         first place to verify is there all the same."""
         return max(0.0, among_drafts(self.lengths, lambda gamma: self.added(rows, gamma), made))
+
+
+class _Plane:
+    """Values measured at some pairs of a row count and a draft length, and what lies between."""
+
+    def __init__(self, values: Measured) -> None:
+        self._values = values
+        self._rows = sorted({rows for rows, _ in values})
+        self._lengths = sorted({gamma for _, gamma in values})
+
+    def at(self, rows: int, gamma: int) -> float:
+        """Linear between what was measured, outside in proportion to the last two."""
+        few, many, further = _between(self._rows, rows)
+        less, more, beyond = _between(self._lengths, gamma)
+        low, high = (
+            (1 - beyond) * self._values[count, less] + beyond * self._values[count, more]
+            for count in (few, many)
+        )
+        return (1 - further) * low + further * high
 
 
 class _Line:

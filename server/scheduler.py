@@ -112,6 +112,11 @@ class _Row:
         return bool(mine.prompt == its.prompt and knows and scores)
 
     @property
+    def places(self) -> int:
+        """Bytes of prompt and output so far, once it decodes."""
+        return len(self.submission.prompt) + self.generated
+
+    @property
     def stays_plain(self) -> bool:
         """Whether its lengths were left open and are 0 to the end."""
         return self.submission.mode is Mode.AUTO and not self.decides
@@ -347,7 +352,8 @@ class Scheduler:
         if self._lengths:
             if self._lengths.rows:
                 fixed = [n for slot, n in drafts.items() if not self._running[slot].decides]
-                chosen, lookups, rounds = self._lengths.plan(fixed, consuming=bool(chunks))
+                behind = sum(self._running[slot].places for slot in drafts) / len(drafts)
+                chosen, lookups, rounds = self._lengths.plan(fixed, bool(chunks), behind)
                 drafts.update(chosen)
             for slot in drafts:
                 if self._running[slot].stays_plain:
