@@ -77,6 +77,8 @@ class DraftLengths:
         """Bytes per second as decided, against plain rounds."""
         self._age = 0
         self._wait = self.FIRST
+        self._worth: dict[int, bool] = {}
+        """Whether drafts may pay among so many rows, by what is known."""
         self._decided = self._drafting = self._trying = False
         self._rested = True
         """Whether the prophet has drafted for nobody, or not yet for all rows."""
@@ -115,17 +117,18 @@ class DraftLengths:
         What a prophet has to be told costs a share of the prompt; where drafts could not pay even
         if they were as good as is still thinkable, only one row in `TOLD` pays it.
         """
-        hoped, made = self._usual[USUAL].hoped(), self._made.hoped()
-        least = self.MARGIN / self._costs.plain(rows)
-        drafting = (gamma for gamma in self._costs.lengths if 0 < gamma <= self._longest)
-        # no more is accepted than is made
-        if any(
-            min(hoped[g], made[g]) > least * self._costs.seconds(rows, g, made[g] - 1)
-            for g in drafting
-        ):
+        if rows not in self._worth:
+            self._worth[rows] = self._may_pay(rows)
+        if self._worth[rows]:
             return True
         self._hopeless += 1
         return self._hopeless % self.TOLD == 0
+
+    def _may_pay(self, rows: int) -> bool:
+        hoped, made = self._usual[USUAL].hoped(), self._made.hoped()
+        least = self.MARGIN / self._costs.plain(rows)
+        drafting = (gamma for gamma in self._costs.lengths if 0 < gamma <= self._longest)
+        return any(hoped[g] > least * self._costs.seconds(rows, g, made[g] - 1) for g in drafting)
 
     def p_min(self, rows: int) -> float:
         """Below which chance of being kept drafts had better be omitted: a place takes time, in
@@ -262,6 +265,7 @@ class DraftLengths:
 
     def _learn(self, results: Mapping[int, RowResult], left: Collection[int]) -> None:
         """What was accepted, and how many drafts were made."""
+        self._worth.clear()
         for slot, result in results.items():
             if slot in left or not result.wanted:
                 continue
@@ -286,6 +290,7 @@ class DraftLengths:
     def _decide(self, fixed: Sequence[int]) -> None:
         rows = list(self._rows.values())
         self._gain = 1.0
+        self._worth.clear()
         if not self._budget.open:
             for row in rows:
                 row.rest()

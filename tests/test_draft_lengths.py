@@ -1,14 +1,14 @@
 """How auto decides, against rows with known chances of acceptance and rounds of known cost."""
 
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import pytest
 
 from server.acceptance import Acceptance, Reached
 from server.budget import Budget
 from server.draft_lengths import LENGTHS, LOOKUP_LENGTHS, DraftLengths
-from server.round_costs import RoundCosts
+from server.round_costs import Growth, RoundCosts
 from specdec.lookup import NO_LOOKUP
 from specdec.round import PLAIN, RowResult, Try
 
@@ -287,6 +287,67 @@ def test_plain_rounds_are_timed_again_while_rows_draft() -> None:
     assert plain[DraftLengths.PLAIN - 1] - plain[0] == DraftLengths.PLAIN - 1
 
 
+def test_rows_that_leave_call_for_a_decision_a_while_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows at once, but those that are left may end as soon."""
+    lengths = DraftLengths(measured(cheap), longest=16)
+    decided: list[int] = []
+    honest = lengths._decide
+
+    def counted(fixed: Sequence[int]) -> None:
+        decided.append(lengths.rows)
+        honest(fixed)
+
+    monkeypatch.setattr(lengths, "_decide", counted)
+    for slot in range(8):
+        lengths.enter(slot, 16)
+
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            planned = lengths.plan([]).lengths
+            tell(lengths, planned, dict.fromkeys(planned, 0), cheap(len(planned), 1))
+
+    rounds(1)
+    assert decided == [8]
+    rounds(DraftLengths.FIRST + 4)
+    assert decided == [8, 8]
+    for slot in range(4):
+        lengths.leave(slot)
+    rounds(DraftLengths.FIRST)
+    assert decided == [8, 8]
+    rounds(1)
+    assert decided == [8, 8, 4]
+    for slot in range(4):
+        lengths.enter(slot, 16)
+    rounds(1)
+    assert decided == [8, 8, 4, 8]
+
+
+def test_what_is_behind_rows_makes_plain_rounds_dearer_than_drafts() -> None:
+    """Attention reads a text once, however many places of it are verified."""
+    longer = {(1, 0): 0.01, (1, 4): 0.014}
+
+    def costs() -> RoundCosts:
+        drafted = {(1, gamma): 1.0 + gamma for gamma in LENGTHS}
+        return RoundCosts(drafted, {(1, 1): 2.0, (1, 5): 6.0}, Growth(100, longer))
+
+    near = costs()
+    for places in (0, 100, 163):
+        near.behind(places)
+        assert near.seconds(1, 2) == 3.0
+        assert near.p_min(1) == 1.0
+    near.behind(1124.0)
+    assert near.plain(1) == pytest.approx(1 + 10.24)
+    assert near.seconds(1, 2) == pytest.approx(3 + 12.288)
+    assert near.p_min(1) == pytest.approx((1 + 1.024) / (1 + 10.24))
+    assert near.lookup_shares(1)[5] == pytest.approx(6 + 15.36)
+    near.behind(100)
+    assert near.seconds(1, 2) == 3.0
+    for behind, drafts in ((100.0, False), (1124.0, True)):
+        lengths = DraftLengths(costs(), longest=16)
+        lengths.enter(0, 16)
+        assert (lengths.plan([], behind=behind).lengths[0] > 0) == drafts
+
+
 def test_rows_are_not_watched_where_no_draft_can_pay() -> None:
     def cost(rows: int, gamma: int) -> float:
         """Free at one row, in proportion to places at eight."""
@@ -393,6 +454,24 @@ def test_where_nothing_is_found_the_prophet_drafts() -> None:
     planned = lengths.plan([])
     assert planned.lengths[0] >= 1
     assert planned.lookups[0][2] > planned.lengths[0]
+
+
+def test_what_texts_repeat_is_no_reason_not_to_draft() -> None:
+    """Where it repeats itself bytes come fast; they come no sooner for drafting less elsewhere."""
+
+    def cost(rows: int, gamma: int) -> float:
+        return rows * (1 + 0.3 * gamma)
+
+    lengths = looking(cost, longest=16)
+    lengths.enter(0, 16, 16)
+    text = Repeating(0.5, 3, 0.99, prophet=0.7)
+    assert text.rate(lengths, cost, 400) > 2.0
+    planned = lengths.plan([])
+    assert planned.lookups[0][3] >= 8
+    assert planned.lengths[0] >= 1
+    # nor is the prophet to be surer of its drafts than their places in such rounds are dear
+    alone = 2.19 / 1.6
+    assert lengths.p_min(1) == pytest.approx(0.3 * alone, rel=0.15)
 
 
 def test_no_row_looks_up_more_than_it_may() -> None:

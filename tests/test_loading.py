@@ -171,6 +171,31 @@ def test_what_is_looked_up_is_timed_without_a_prophet_too() -> None:
     assert measure_costs(decoder, 0) is None
 
 
+@pytest.mark.parametrize(("context", "far"), [(700, 564), (2048, 1024), (300, None)])
+def test_costs_are_measured_at_two_lengths_of_text(
+    context: int, far: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(context=context)
+    options: dict[str, Any] = {"slots": 2, "device": torch.device("cpu"), "dtype": torch.float32}
+    decoder = build_decoder(model, agreeing_prophet(model), context=context, **options)
+    places: set[int] = set()
+
+    def seconds(decoder: Any, rows: int, gamma: int, lookup: object) -> list[float]:
+        assert {decoder.to_prefill(slot) for slot in range(rows)} == {0}
+        behind = decoder.places_held // rows + 1
+        places.add(behind)
+        return [rows + gamma + 0.01 * behind]
+
+    monkeypatch.setattr("server.profiling._seconds", seconds)
+    costs = measure_costs(decoder, 16)
+    assert costs is not None
+    near = min(places)
+    assert max(places) == (far or near)
+    before = costs.seconds(2, 3)
+    costs.behind(near + 640)
+    assert costs.seconds(2, 3) == pytest.approx(before + (6.4 if far else 0.0))
+
+
 def test_lookups_are_for_the_compiled_core_and_may_be_forbidden(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, tiny_model(), None, torch.float32)
     for kernels, asked, expected in (
