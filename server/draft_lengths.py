@@ -196,7 +196,7 @@ class DraftLengths:
         self._telling, self._rested = drafting and self._rested, not drafting
         if self._plain_left:
             self._plain_left = max(0, self._plain_left - rounds)
-        elif self._drafting:
+        elif self._drafting and self._rows:
             self._since_plain += rounds
         if self._drafting or self._trying or drafting:
             return True
@@ -326,16 +326,15 @@ class DraftLengths:
             chosen, each = answer, means(answer)
             all_of_them = together(each)
             best = all_of_them.rate
-        if not self._decided or best > self.GAIN * before:
-            for row, lengths in zip(rows, chosen, strict=True):
-                row.settle(lengths)
-        else:
-            for row, lengths in zip(rows, chosen, strict=True):
-                row.settle(
-                    had if length else 0 for had, length in zip(row.lengths, lengths, strict=True)
-                )
-            each = means([row.lengths for row in rows])
+        if self._decided and best <= self.GAIN * before:  # as before, where that pays still
+            chosen = [
+                [had if length else 0 for had, length in zip(*both, strict=True)]
+                for both in zip(held, chosen, strict=True)
+            ]
+            each = means(chosen)
             all_of_them = together(each)
+        for row, lengths in zip(rows, chosen, strict=True):
+            row.settle(lengths)
         gain = 0.0
         for row, own in zip(rows, each, strict=True):
             gain += row.wish(shares, all_of_them.without(own), self.PROBE)

@@ -287,6 +287,19 @@ def test_plain_rounds_are_timed_again_while_rows_draft() -> None:
     assert plain[DraftLengths.PLAIN - 1] - plain[0] == DraftLengths.PLAIN - 1
 
 
+def test_rounds_of_others_bring_the_next_plain_ones_no_nearer() -> None:
+    lengths = DraftLengths(measured(cheap), longest=16)
+    lengths.enter(0, 16)
+    for _ in range(40):
+        planned = lengths.plan([]).lengths
+        tell(lengths, planned, planned, 0.5)
+    lengths.leave(0)
+    for _ in range(2 * DraftLengths.PLAIN_EVERY):
+        tell(lengths, {1: 0}, {1: 0}, 1.0)
+    lengths.enter(0, 16)
+    assert lengths.plan([]).lengths[0] > 0
+
+
 def test_rows_that_leave_call_for_a_decision_a_while_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows at once, but those that are left may end as soon."""
     lengths = DraftLengths(measured(cheap), longest=16)
