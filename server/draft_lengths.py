@@ -43,7 +43,7 @@ class DraftLengths:
     LEARNED = 500
     """After so many rounds with drafts the first decision is as good as later ones."""
     GAIN = 1.03
-    """What another decision has to bring at least."""
+    """What another length has to bring at least, of a row's bytes in a case."""
     MARGIN = 1.04
     """What drafting has to promise over plain decoding: costs are believed that well, no better."""
     PROBE = 3
@@ -74,7 +74,7 @@ class DraftLengths:
         self._among = 0
         """Rows for which it was decided."""
         self._gain = 1.0
-        """Bytes per second as decided, against plain rounds."""
+        """Bytes per second where nothing is looked up, against plain rounds: the rows' mean."""
         self._age = 0
         self._wait = self.FIRST
         self._worth: dict[int, bool] = {}
@@ -140,11 +140,12 @@ class DraftLengths:
         if not self._rows:
             self._gain = 1.0
 
-    def plan(
-        self, fixed: Sequence[int], consuming: bool = False, behind: float | None = None
-    ) -> Drafts:
-        """What each row drafts in the next rounds, beside rows whose lengths are fixed; with so
-        many bytes `behind` rows in the mean.
+    def lie_behind(self, places: float) -> None:
+        """From now on rows, of whatever mode, have so many bytes behind them, in the mean."""
+        self._costs.lie_behind(places)
+
+    def plan(self, fixed: Sequence[int], consuming: bool = False) -> Drafts:
+        """What each row drafts in the next rounds, beside rows whose lengths are fixed.
 
         While prompts are consumed more rows are about to come, so nothing is decided for those
         that there are.
@@ -158,8 +159,6 @@ class DraftLengths:
         changed = not self._decided or 3 * count >= 5 * self._among
         if self._age >= self._wait or (changed and not consuming):
             self._among = count
-            if behind is not None:
-                self._costs.behind(behind)
             # soon again at first: what was measured may be far off
             most = self.EVERY + 8 * len(self._rows)
             first = self.FIRST if self._learned < self.LEARNED else most
@@ -249,7 +248,7 @@ class DraftLengths:
                 self._budget.spend(passed * plain, usual + lost)
             return
         if self._host.enough:  # of which drafts take more than none
-            spent += max(0.0, host - self._host.seconds)
+            spent += max(0.0, host - self._host.mean)
         self._settling = self.SETTLING
         first = int(self._telling)
         if learning and len(seconds) > first:
@@ -305,40 +304,29 @@ class DraftLengths:
         for row in rows:
             row.weigh(shares)
 
-        def means(lengths: Sequence[Sequence[int]]) -> list[Mean]:
-            return [row.mean(each, shares) for row, each in zip(rows, lengths, strict=True)]
+        def others() -> list[Mean]:
+            """Beside each row."""
+            each = [row.mean(shares) for row in rows]
+            gain = given + sum(own.gain for own in each)
+            seconds = beside + sum(own.seconds for own in each)
+            return [Mean(gain - own.gain, seconds - own.seconds) for own in each]
 
-        def together(each: Sequence[Mean]) -> Mean:
-            gain, seconds = zip(*each, strict=True)
-            return Mean(given + sum(gain), beside + sum(seconds))
-
-        held = [row.lengths for row in rows]
-        chosen, each = held, means(held)
-        all_of_them = together(each)
-        before = best = all_of_them.rate
+        more = self.GAIN if self._decided else 1.0
+        # all at once, so that rows alike are treated alike: only what all do tells prices
         for _ in range(4):  # what is best for a row depends on what the others do
-            answer = [
-                row.answer(shares, all_of_them.without(own), self.MARGIN)
-                for row, own in zip(rows, each, strict=True)
+            them = others()
+            answers = [
+                row.answer(shares, mean, self.MARGIN, more)
+                for row, mean in zip(rows, them, strict=True)
             ]
-            if answer == chosen:
+            if answers == [row.lengths for row in rows]:
                 break
-            chosen, each = answer, means(answer)
-            all_of_them = together(each)
-            best = all_of_them.rate
-        if self._decided and best <= self.GAIN * before:  # as before, where that pays still
-            chosen = [
-                [had if length else 0 for had, length in zip(*both, strict=True)]
-                for both in zip(held, chosen, strict=True)
-            ]
-            each = means(chosen)
-            all_of_them = together(each)
-        for row, lengths in zip(rows, chosen, strict=True):
-            row.settle(lengths)
-        gain = 0.0
-        for row, own in zip(rows, each, strict=True):
-            gain += row.wish(shares, all_of_them.without(own), self.PROBE)
-        self._gain = max(1.0, gain / len(rows))
+            for row, lengths in zip(rows, answers, strict=True):
+                row.settle(lengths)
+        else:
+            them = others()
+        gains = [row.wish(shares, mean, self.PROBE) for row, mean in zip(rows, them, strict=True)]
+        self._gain = max(1.0, sum(gains) / len(gains))
         if sum(self._met) > self.REMEMBERED:  # what was met a while ago counts for less
             looked_for = {index for row in rows for index in row.looked_for}
             self._met = [n / 2 if index in looked_for else n for index, n in enumerate(self._met)]

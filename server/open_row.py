@@ -6,7 +6,7 @@ In a case for which nothing is looked up the row does as usual.  Plain Python, n
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from server.acceptance import Acceptance, Reached
@@ -42,13 +42,6 @@ class Mean(NamedTuple):
 
     gain: float
     seconds: float
-
-    @property
-    def rate(self) -> float:
-        return self.gain / self.seconds
-
-    def without(self, other: "Mean") -> "Mean":
-        return Mean(self.gain - other.gain, self.seconds - other.seconds)
 
 
 PROMISE = 0.05
@@ -117,7 +110,7 @@ class OpenRow:
         """The usual case and those for which something is looked up."""
         return [i for i, case in enumerate(self.cases) if i == USUAL or case.length or case.probe]
 
-    def settle(self, lengths: Iterable[int]) -> None:
+    def settle(self, lengths: Sequence[int]) -> None:
         for case, length in zip(self.cases, lengths, strict=True):
             case.length = length
 
@@ -173,8 +166,9 @@ class OpenRow:
             for index in self.looked_for:
                 self.cases[index].met /= 2
 
-    def mean(self, lengths: Sequence[int], shares: Shares) -> Mean:
-        """Of a round with these lengths, by case."""
+    def mean(self, shares: Shares) -> Mean:
+        """Of a round as it is settled."""
+        lengths = self.lengths
         gain = seconds = 0.0
         rest = 1.0
         for index, share in self._share.items():
@@ -186,23 +180,28 @@ class OpenRow:
         gain += rest * self._expected[USUAL][lengths[USUAL]]
         return Mean(gain, seconds + rest * self._drafting[lengths[USUAL]])
 
-    def answer(self, shares: Shares, others: Mean, margin: float) -> list[int]:
+    def answer(self, shares: Shares, others: Mean, margin: float, more: float) -> list[int]:
         """The lengths, by case, that give the most bytes per second in rounds beside `others`, at
-        least `margin` times what plain rounds give.
+        least `margin` times what plain rounds give; what is settled stays unless another has
+        `more` times its bytes.
 
         Each case by itself: of the bytes of a text so many are in each, however fast they come.
         """
         at_none = self._drafting[0]
         plain = (others.gain + 1) / (others.seconds + at_none)
 
-        def best(index: int, known: Mapping[int, float], rate: float) -> tuple[float, int]:
-            expected, most, length = self._expected[index], self.cases[index].most, 0
+        def best(index: int, known: Mapping[int, float], usually: float) -> tuple[float, int]:
+            expected, case = self._expected[index], self.cases[index]
+            found = held = usually, 0, 1.0  # the rate, the length, its bytes less what it delays
             for gamma, seconds in known.items():
-                if 0 < gamma <= most:
+                if 0 < gamma <= case.most:
                     better = (others.gain + expected[gamma]) / (others.seconds + seconds)
-                    least = margin * (1 + plain * (seconds - at_none))
-                    if better > rate and expected[gamma] >= least:
-                        rate, length = better, gamma
+                    delayed = plain * (seconds - at_none)
+                    if better > usually and expected[gamma] >= margin * (1 + delayed):
+                        each = better, gamma, expected[gamma] - delayed
+                        found = max(found, each)
+                        held = each if gamma == case.length else held
+            rate, length, _ = held if held[1] and found[2] <= more * held[2] else found
             return rate, length
 
         usually, usual = best(USUAL, self._drafting, plain)

@@ -59,7 +59,9 @@ def measure_costs(decoder: Decoder[Any], longest_lookup: int) -> RoundCosts | No
         seconds = _measure(decoder, rows, kinds, near)
         if far >= 2 * near:
             for kind, longer in _measure(decoder, rows, few, far).items():
-                growth[rows, kind[0]] = max(0.0, longer - seconds[kind]) / (far - near)
+                each = max(0.0, longer - seconds[kind]) / (far - near)
+                # which more places to verify do not make less
+                growth[rows, kind[0]] = max(each, growth.get((rows, 0), 0.0))
         for gamma, looks in kinds:
             (looked_up if looks else drafted)[rows, gamma] = seconds[gamma, looks]
         dearest = max(kinds, key=lambda kind: (kind[0], not kind[1]))

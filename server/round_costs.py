@@ -65,7 +65,7 @@ class RoundCosts:
         """Those that were measured of drafts that are looked up, 0 among them."""
         return self._kinds[True].lengths
 
-    def behind(self, places: float) -> None:
+    def lie_behind(self, places: float) -> None:
         """From now on rows have so many bytes behind them, in the mean: attention takes longer, of
         plain rounds by the larger share."""
         beyond = max(0, round(places - self._behind) // self.GRAIN * self.GRAIN)
@@ -112,17 +112,17 @@ class RoundCosts:
         }
 
     def plain(self, rows: int) -> float:
-        """What plain rounds of so many rows took lately, or until there were a few should take."""
+        """What plain rounds of so many rows take, by what they took lately against what they
+        should, or until there were a few by what rounds of other rows did."""
         lately = self._lately.get(rows)
-        if lately is not None and lately.enough:
-            return lately.seconds
-        return self._plain * self._kinds[False].expected(rows, 0)
+        pace = lately.mean if lately is not None and lately.enough else self._plain
+        return pace * self._kinds[False].expected(rows, 0)
 
     def observe_plain(self, rows: int, seconds: float, rounds: int) -> None:
         """So many plain rounds, in which no prompt was consumed, took so long each."""
-        measured = self._kinds[False].expected(rows, 0)
-        self._plain += 0.1 * (min(2 * self._plain, seconds / measured) - self._plain)
-        self._lately.setdefault(rows, Lately()).observe(seconds, rounds)
+        pace = seconds / self._kinds[False].expected(rows, 0)
+        self._plain += 0.1 * (min(2 * self._plain, pace) - self._plain)
+        self._lately.setdefault(rows, Lately()).observe(pace, rounds)
         # nothing shows now what drafts cost: what was seen last fades
         for table in self._kinds:
             table.lately.fade(0.9999**rounds)
@@ -205,20 +205,19 @@ class _Table:
 
     def expected(self, rows: int, gamma: int) -> float:
         """Seconds."""
-        pair = rows, gamma
-        if pair not in self._expected:
+        expected, pair = self._expected, (rows, gamma)  # others may ask while these are replaced
+        seconds = expected.get(pair)
+        if seconds is None:
             seconds = self._measured.at(rows, gamma)
             if self._growth and self._beyond:
                 seconds += self._beyond * max(0.0, self._growth.at(rows, gamma))
-            self._expected[pair] = seconds
-        return self._expected[pair]
+            expected[pair] = seconds
+        return seconds
 
     def grow(self, beyond: int) -> None:
         """So many bytes more are behind each row than when it was measured."""
         if self._growth and beyond != self._beyond:
-            self._beyond = beyond
-            self._expected.clear()
-            self._prices.clear()
+            self._beyond, self._expected, self._prices = beyond, {}, {}
 
     def added(self, rows: int, gamma: int) -> float:
         """What so many drafts each were measured to add, in plain rounds."""
@@ -310,23 +309,23 @@ class _Line:
 
 
 class Lately:
-    """Seconds of what happens again and again: the mean of all, then of the last 60 or so."""
+    """The mean of what is seen again and again: of all, then of the last 60 or so."""
 
     ENOUGH, MEMORY = 8, 60
 
     def __init__(self) -> None:
-        self.seconds, self._rounds = 0.0, 0
+        self.mean, self._rounds = 0.0, 0
 
     @property
     def enough(self) -> bool:
         return self._rounds >= self.ENOUGH
 
-    def observe(self, seconds: float, rounds: int) -> None:
-        """So many, one behind the other, took so long each."""
+    def observe(self, value: float, rounds: int) -> None:
+        """So many rounds, one behind the other, had so much each."""
         if self.enough:  # rounds that something held up count like slow ones
-            seconds = min(seconds, 2 * self.seconds)
+            value = min(value, 2 * self.mean)
         self._rounds = min(self._rounds + rounds, self.MEMORY)
-        self.seconds += (seconds - self.seconds) * min(1.0, rounds / self._rounds)
+        self.mean += (value - self.mean) * min(1.0, rounds / self._rounds)
 
 
 def _smoothed(

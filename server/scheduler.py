@@ -350,10 +350,12 @@ class Scheduler:
                     most, longest = submission.draft_length, submission.lookup_length
                     self._lengths.enter(slot, most, longest)
         if self._lengths:
+            if drafts:
+                places = sum(self._running[slot].places for slot in drafts)
+                self._lengths.lie_behind(places / len(drafts))
             if self._lengths.rows:
                 fixed = [n for slot, n in drafts.items() if not self._running[slot].decides]
-                behind = sum(self._running[slot].places for slot in drafts) / len(drafts)
-                chosen, lookups, rounds = self._lengths.plan(fixed, bool(chunks), behind)
+                chosen, lookups, rounds = self._lengths.plan(fixed, consuming=bool(chunks))
                 drafts.update(chosen)
             for slot in drafts:
                 if self._running[slot].stays_plain:

@@ -8,6 +8,7 @@ import pytest
 from server.acceptance import Acceptance, Reached
 from server.budget import Budget
 from server.draft_lengths import LENGTHS, LOOKUP_LENGTHS, DraftLengths
+from server.open_row import Mean
 from server.round_costs import Growth, RoundCosts
 from specdec.lookup import NO_LOOKUP
 from specdec.round import PLAIN, RowResult, Try
@@ -345,20 +346,27 @@ def test_what_is_behind_rows_makes_plain_rounds_dearer_than_drafts() -> None:
 
     near = costs()
     for places in (0, 100, 163):
-        near.behind(places)
+        near.lie_behind(places)
         assert near.seconds(1, 2) == 3.0
         assert near.p_min(1) == 1.0
-    near.behind(1124.0)
+    near.lie_behind(1124.0)
     assert near.plain(1) == pytest.approx(1 + 10.24)
     assert near.seconds(1, 2) == pytest.approx(3 + 12.288)
     assert near.p_min(1) == pytest.approx((1 + 1.024) / (1 + 10.24))
     assert near.lookup_shares(1)[5] == pytest.approx(6 + 15.36)
-    near.behind(100)
+    near.lie_behind(100)
     assert near.seconds(1, 2) == 3.0
     for behind, drafts in ((100.0, False), (1124.0, True)):
         lengths = DraftLengths(costs(), longest=16)
         lengths.enter(0, 16)
-        assert (lengths.plan([], behind=behind).lengths[0] > 0) == drafts
+        lengths.lie_behind(behind)
+        assert (lengths.plan([]).lengths[0] > 0) == drafts
+    # what was seen of plain rounds tells how fast the machine is, whatever lies behind
+    near.observe_plain(1, 2.0, 50)
+    assert near.plain(1) == 2.0
+    near.lie_behind(1124.0)
+    assert near.plain(1) == pytest.approx(2 * (1 + 10.24))
+    assert near.seconds(1, 2) == pytest.approx(2 * (3 + 12.288))
 
 
 def test_rows_are_not_watched_where_no_draft_can_pay() -> None:
@@ -485,6 +493,36 @@ def test_what_texts_repeat_is_no_reason_not_to_draft() -> None:
     # nor is the prophet to be surer of its drafts than their places in such rounds are dear
     alone = 2.19 / 1.6
     assert lengths.p_min(1) == pytest.approx(0.3 * alone, rel=0.15)
+
+
+def test_a_prophet_that_comes_to_pay_drafts_beside_what_is_looked_up() -> None:
+    """Though that hardly changes how many bytes a second there are in all."""
+
+    def cost(rows: int, gamma: int) -> float:
+        return rows * (1 + 0.3 * gamma)
+
+    lengths = looking(cost, longest=16)
+    lengths.enter(0, 16, 16)
+    text = Repeating(0.5, 3, 0.99, prophet=0.1)
+    text.rate(lengths, cost, 300)
+    assert not lengths.plan([]).lengths[0]
+    text.prophet = 0.7
+    text.rate(lengths, cost, 1500)
+    assert lengths.plan([]).lengths[0]
+
+
+def test_a_length_stays_unless_another_is_better_by_more_than_a_little() -> None:
+    lengths = DraftLengths(measured(lambda rows, gamma: rows * (1 + 0.2 * gamma)), longest=16)
+    lengths.enter(0, 16)
+    row = lengths._rows[0]
+    row.observe(0, reached(16, 3, 400), reached(16, 16, 400))
+    lengths._decide([])
+    assert row.lengths[0] == 3
+    shares = lengths._shares(1, 1)
+    row.weigh(shares)
+    for held, more, expected in ((2, 1.5, 2), (2, 1.0, 3), (16, 1.5, 3), (0, 1.5, 3)):
+        row.settle([held, *row.lengths[1:]])
+        assert row.answer(shares, Mean(0.0, 0.0), 1.04, more)[0] == expected
 
 
 def test_no_row_looks_up_more_than_it_may() -> None:

@@ -192,7 +192,7 @@ def test_costs_are_measured_at_two_lengths_of_text(
     near = min(places)
     assert max(places) == (far or near)
     before = costs.seconds(2, 3)
-    costs.behind(near + 640)
+    costs.lie_behind(near + 640)
     assert costs.seconds(2, 3) == pytest.approx(before + (6.4 if far else 0.0))
 
 

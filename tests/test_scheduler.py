@@ -480,13 +480,13 @@ def test_a_row_that_could_not_draft_with_profit_stays_plain() -> None:
 def test_prices_are_those_of_what_lies_behind_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = RoundCosts({(b, gamma): 1.0 + 0.1 * gamma for b in (1, 2) for gamma in (0, 4)})
     told: list[float] = []
-    monkeypatch.setattr(costs, "behind", told.append)
+    monkeypatch.setattr(costs, "lie_behind", told.append)
     scheduler = Scheduler(2, 100, DraftLengths(costs, 4))
     scheduler.submit(submission("a", mode=Mode.AUTO, draft_length=4, prompt=b"p" * 41), 0.0)
     scheduler.submit(submission("b", prompt=b"p"), 0.0)
     one_round(scheduler, {0: RowResult(b"", 0, 0, False), 1: emit(b"xyz")})
     one_round(scheduler, {0: emit(b"x"), 1: emit(b"x")})
-    assert told == [(41 + 4) / 2]
+    assert told == [1, (41 + 4) / 2]
 
 
 def test_how_likely_drafts_must_be_is_given_or_what_pays() -> None:

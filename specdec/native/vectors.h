@@ -32,8 +32,8 @@ constexpr int AHEAD = 96;  // inputs whose weights are asked for before they are
 constexpr int TILE = 32;   // sizes are padded to multiples of it, on every processor
 
 typedef float vf __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t vi __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 inline int padded(int n) { return (n + TILE - 1) / TILE * TILE; }
 
