@@ -131,8 +131,8 @@ def test_attention_looks_far_back_in_bfloat16_too(shape: tuple[int, int, int, in
     _, logits = native.forward(text, slot, place, place, ((1, 290),))
     expected = model.logits(model(text[None]))[0]
     error = (logits - expected).norm() / expected.norm()
-    # a bfloat16 cache alone gives up to 0.019
-    assert error < (0.01 if PRODUCTS == "integers" else 0.03)
+    # a bfloat16 cache alone gives up to 0.019, and pairs round what weights are multiplied by
+    assert error < {"integers": 0.01, "float32": 0.03, "pairs": 0.045}[PRODUCTS]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
