@@ -430,6 +430,11 @@ def dear_places(rows: int, gamma: int) -> float:
     return rows * (1 + 0.5 * gamma)
 
 
+def mild_places(rows: int, gamma: int) -> float:
+    """Ten cost three."""
+    return rows * (1 + 0.3 * gamma)
+
+
 def test_what_a_text_repeats_is_looked_up_as_far_as_it_pays() -> None:
     for share, tier, chance, least in (
         (0.5, 3, 0.99, 1.45),
@@ -479,14 +484,10 @@ def test_where_nothing_is_found_the_prophet_drafts() -> None:
 
 def test_what_texts_repeat_is_no_reason_not_to_draft() -> None:
     """Where it repeats itself bytes come fast; they come no sooner for drafting less elsewhere."""
-
-    def cost(rows: int, gamma: int) -> float:
-        return rows * (1 + 0.3 * gamma)
-
-    lengths = looking(cost, longest=16)
+    lengths = looking(mild_places, longest=16)
     lengths.enter(0, 16, 16)
     text = Repeating(0.5, 3, 0.99, prophet=0.7)
-    assert text.rate(lengths, cost, 400) > 2.0
+    assert text.rate(lengths, mild_places, 400) > 2.0
     planned = lengths.plan([])
     assert planned.lookups[0][3] >= 8
     assert planned.lengths[0] >= 1
@@ -497,17 +498,13 @@ def test_what_texts_repeat_is_no_reason_not_to_draft() -> None:
 
 def test_a_prophet_that_comes_to_pay_drafts_beside_what_is_looked_up() -> None:
     """Though that hardly changes how many bytes a second there are in all."""
-
-    def cost(rows: int, gamma: int) -> float:
-        return rows * (1 + 0.3 * gamma)
-
-    lengths = looking(cost, longest=16)
+    lengths = looking(mild_places, longest=16)
     lengths.enter(0, 16, 16)
     text = Repeating(0.5, 3, 0.99, prophet=0.1)
-    text.rate(lengths, cost, 300)
+    text.rate(lengths, mild_places, 300)
     assert not lengths.plan([]).lengths[0]
     text.prophet = 0.7
-    text.rate(lengths, cost, 1500)
+    text.rate(lengths, mild_places, 1500)
     assert lengths.plan([]).lengths[0]
 
 

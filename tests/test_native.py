@@ -129,10 +129,14 @@ def test_attention_looks_far_back_in_bfloat16_too(shape: tuple[int, int, int, in
     place, slot = torch.arange(290), torch.zeros(290, dtype=torch.int64)
     native = NativeModel(model, slots=1, context=290, dtype=torch.bfloat16)
     _, logits = native.forward(text, slot, place, place, ((1, 290),))
+    if PRODUCTS == "pairs":  # inputs of linears are rounded too, which is not attention's doing
+        for block in model.stack.blocks:
+            for linear in (block.qkv, block.output, block.gate_up, block.down):  # type: ignore[union-attr]
+                linear.register_forward_pre_hook(lambda _, x: (x[0].bfloat16().float(),))  # type: ignore[union-attr]
     expected = model.logits(model(text[None]))[0]
     error = (logits - expected).norm() / expected.norm()
-    # a bfloat16 cache alone gives up to 0.019, and pairs round what weights are multiplied by
-    assert error < {"integers": 0.01, "float32": 0.03, "pairs": 0.045}[PRODUCTS]
+    # a bfloat16 cache alone gives up to 0.019
+    assert error < (0.01 if PRODUCTS == "integers" else 0.03)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -487,7 +491,9 @@ def test_products_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match="pairs are for processors with AVX512-BF16"):
         library._built()
     monkeypatch.setenv("SPECDEC_BF16_PRODUCTS", "integers")
-    with pytest.raises(ValueError, match="integers are for processors with AVX2, and AVX512BW"):
+    with pytest.raises(
+        ValueError, match="integers are for processors with AVX2, and AVX512BW if with AVX-512"
+    ):
         library._built()
 
 
