@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -200,7 +201,7 @@ def main(arguments: list[str]) -> int:
     return 1 if differing and engine.info.exactness == "exact" else 0
 
 
-def _order(modes: list[str], draw: random.Random) -> list[str]:
+def _order(modes: Sequence[str], draw: random.Random) -> list[str]:
     """Nobody always behind the same other, and side by side what has lower bounds."""
     paired = list(PAIRED)
     others = [name for name in modes if name not in paired]

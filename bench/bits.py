@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from bench.report import machine, write_json
+from bench.table import bits as bits_table
 from specdec.build import build_decoder
 from specdec.checkpoint import load_model
 from train.score import bits_per_byte
@@ -40,11 +41,10 @@ def main(arguments: list[str]) -> int:
             bits = bits_per_byte(decoder, np.fromfile(path, np.uint8), options.bytes)
             found[path.name][name] = round(bits, 4)
             print(f"{path.name} {name} {bits:.4f}", flush=True)
-    print(f"| file | {' | '.join(options.dtype)} |\n|{'---|' * (1 + len(options.dtype))}")
-    for file, bits_of in found.items():
-        print(f"| {file} | {' | '.join(f'{bits:.4f}' for bits in bits_of.values())} |")
+    record = {**machine(device), "bytes": options.bytes, "bits": found}
+    print(bits_table(record))
     if options.json:
-        write_json(options.json, {**machine(device), "bytes": options.bytes, "bits": found})
+        write_json(options.json, record)
     return 0
 
 

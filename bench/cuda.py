@@ -93,7 +93,7 @@ def profiled(decoder: Decoder[Model], batch: int, gamma: int, rounds: int = 20) 
         torch.cuda.synchronize()
     for slot in range(batch):
         decoder.close(slot)
-    events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in profiler.events() if event.device_type.name == "CUDA"]
     return {
         "kernels": round(len(events) / (rounds // 2), 1),
         "busy_us": round(sum(e.time_range.elapsed_us() for e in events) / (rounds // 2), 1),
@@ -222,6 +222,7 @@ def _measured(
                     tokens=options.tokens,
                     temperature=temperature,
                     draft_length=gamma,
+                    p_min=0.0,  # a graph makes all drafts
                     repeats=options.pairs,
                 )
                 record["speculative"].append(pair)

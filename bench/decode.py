@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bench.report import machine, quartiles, write_json
+from bench.report import Record, machine, quartiles, write_json
 from specdec.build import Model, build_decoder
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, Output, generate
@@ -212,8 +212,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _line(domain: str, row: dict[str, object]) -> str:
-    low, middle, high = row["ratio"]  # type: ignore[misc]
+def _line(domain: str, row: Record) -> str:
+    low, middle, high = row["ratio"]
     return (
         f"{domain:6} {row['batch']:6} {row['temperature']:5} {row['draft_length']:2} "
         f"{row['p_min']:5} {row['base_bytes_per_second']:10} "

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
     return quartiles(seconds)[1] * 1e3
 
 
-def plain_round(decoder: Decoder) -> float:
+def plain_round(decoder: Decoder[Any]) -> float:
     """Milliseconds of a round from `PLACE` on, in calls of several: median over calls."""
     decoder.open(0, Job(b"x" * PLACE, CALLS * ROUNDS, SamplingParams(), 1))
     while size := min(LONGEST_CHUNK, decoder.to_prefill(0)):

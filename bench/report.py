@@ -72,6 +72,9 @@ def read_record(path: Path, known: Collection[str]) -> tuple[str, Record]:
             "limit": "passes" in record,
             "load": "levels" in record,
             "event_loop": any(name.endswith(" streams") for name in record),
+            "peers": "ratio_to_base" in first,
+            "throughput": any(name.endswith(" clients") for name in record),
+            "bits": "bits" in record,
         }
         for name, holds in signs.items():
             if holds and name in known:

@@ -42,12 +42,14 @@ class Ours:
         self, checkpoint: Path, prophet: Path | None, mode: Mode, batch: int, dtype: torch.dtype
     ) -> None:
         self.checkpoint, self.mode, self.dtype = checkpoint, mode, dtype
-        settings = Settings(
-            checkpoint=checkpoint,
-            prophet=prophet,
-            device="cpu",
-            dtype=str(dtype).removeprefix("torch."),
-            max_batch=batch,
+        settings = Settings.model_validate(
+            {
+                "checkpoint": checkpoint,
+                "prophet": prophet,
+                "device": "cpu",
+                "dtype": str(dtype).removeprefix("torch."),
+                "max_batch": batch,
+            }
         )
         self.engine = load_engine(settings)
         longest = self.engine.info.longest_draft
@@ -106,7 +108,8 @@ class Transformers:
         self.extra: dict[str, object] = {}
         if compiled:
             config = CompileConfig(mode="default")
-            config._compile_all_devices = True  # by itself it compiles for accelerators alone
+            # by itself it compiles for accelerators alone
+            config._compile_all_devices = True  # type: ignore[assignment]
             self.extra = {"cache_implementation": "static", "compile_config": config}
 
     @torch.inference_mode()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bench.report import quartiles
+from bench.report import Record, quartiles
 from server.messages import Mode
 from specdec.model import ByteLlama
 from train.measurement import loop_start
@@ -93,8 +93,8 @@ HEADER = (
 )
 
 
-def line(domain: str, batch: int, row: dict[str, object]) -> str:
-    low, middle, high = row["ratio_to_base"]  # type: ignore[misc]
+def line(domain: str, batch: int, row: Record) -> str:
+    low, middle, high = row["ratio_to_base"]
     place = row["first_difference"]
     differs = (
         "none" if place is None else f"byte {place}, {row['differing_outputs']} of {row['outputs']}"

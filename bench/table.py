@@ -1,8 +1,7 @@
 """`python -m bench.table FILE ...`: what a bench wrote with `--json`, as the tables of
 docs/benchmarks.md.
 
-Of `bench.decode`, `bench.auto`, `bench.limit`, `bench.load` and `bench.event_loop`; which of them
-wrote a file is told by what it holds.
+Which bench wrote a file is told by what it holds; `WRITE` names those that are known.
 """
 
 import argparse
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from bench.report import Record, named_records
+from bench.side import HEADER, line
 
 
 def decode(record: Record) -> str:
@@ -125,12 +125,44 @@ def event_loop(record: Record) -> str:
     return _table(titles, rows)
 
 
+def peers(record: Record) -> str:
+    rows = (line(r["domain"], r["batch"], r) + "\n" for r in record["results"])
+    return HEADER + "\n" + "".join(rows)
+
+
+def throughput(record: Record) -> str:
+    rows = [
+        [
+            name.removesuffix(" clients"),
+            f"{each['server_bytes_per_second']:,.0f}",
+            f"{each['transformers_bytes_per_second']:,.0f}",
+        ]
+        for name, each in record.items()
+        if name.endswith(" clients")
+    ]
+    return _table(["clients", "server, bytes/s", "transformers, bytes/s"], rows)
+
+
+def bits(record: Record) -> str:
+    """By file and number format."""
+    files: dict[str, dict[str, float]] = record["bits"]
+    formats = list(next(iter(files.values())))
+    rows = [
+        [name.removesuffix(".valid.bin"), *(f"{of[each]:.4f}" for each in formats)]
+        for name, of in files.items()
+    ]
+    return _table(["file", *formats], rows)
+
+
 WRITE: dict[str, Callable[[Record], str]] = {
     "decode": decode,
     "auto": auto,
     "limit": limit,
     "load": load,
     "event_loop": event_loop,
+    "peers": peers,
+    "throughput": throughput,
+    "bits": bits,
 }
 
 

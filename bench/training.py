@@ -25,7 +25,8 @@ from train.trainer import Trainer
 
 def linear_shapes(module: nn.Module) -> list[tuple[int, int]]:
     """(out, in) of every linear."""
-    return [tuple(m.weight.shape) for m in module.modules() if isinstance(m, nn.Linear)]
+    linears = (each for each in module.modules() if isinstance(each, nn.Linear))
+    return [(each.out_features, each.in_features) for each in linears]
 
 
 def product_rate(

@@ -144,7 +144,7 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
     given = vars(options)
     shape_names = {f.name for f in fields(ModelShape)}
     shape = replace(base.shape, **{k: v for k, v in given.items() if k in shape_names})
-    changes = {
+    changes: dict[str, Any] = {
         f.name: tuple(given[f.name]) if isinstance(given[f.name], list) else given[f.name]
         for f in fields(TrainConfig)
         if f.name in given

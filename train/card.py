@@ -28,7 +28,7 @@ class Domain:
 
 
 def model_card(
-    record: Mapping[str, Any], domains: Sequence[Domain], sums: Mapping[str, str], about_data: str
+    record: Record, domains: Sequence[Domain], sums: Mapping[str, str], about_data: str
 ) -> str:
     lines = [
         "# Model card",

@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from specdec.config import PROPHET_KINDS, BlockConfig, ModelConfig, ProphetConfig
 
@@ -220,10 +221,11 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":
-        record = json.loads(text)
+        record: dict[str, Any] = json.loads(text)
         shape = ModelShape(**record.pop("shape"))
         lists = {f.name for f in fields(cls) if str(f.type).startswith("tuple")}
-        return cls(shape=shape, **{k: tuple(v) if k in lists else v for k, v in record.items()})
+        values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in record.items()}
+        return cls(shape=shape, **values)
 
     def with_absolute_paths(self) -> "TrainConfig":
         def absolute(paths: tuple[str, ...]) -> tuple[str, ...]:

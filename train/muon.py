@@ -63,6 +63,7 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
+                assert parameter.grad is not None
                 state["momentum"].lerp_(parameter.grad, 1 - self.momentum)
                 ahead.append(torch.lerp(parameter.grad, state["momentum"], self.momentum))
             directions = orthogonalize(torch.stack(ahead), self.dtype)

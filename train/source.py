@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,8 @@ Bytes = NDArray[np.uint8]
 CHUNK = 1 << 20
 
 COMPRESSED: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": lambda path: gzip.open(path, "rb"),  # noqa: SIM115 - closed by `_pack`
-    ".xz": lambda path: lzma.open(path, "rb"),  # noqa: SIM115
+    ".gz": lambda path: cast(IO[bytes], gzip.open(path)),  # noqa: SIM115 - closed by `_pack`
+    ".xz": lambda path: lzma.open(path),  # noqa: SIM115
 }
 
 

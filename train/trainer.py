@@ -14,10 +14,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from specdec.checkpoint import CONFIG, PROPHET_CONFIG, load_model, load_prophet
@@ -86,9 +85,10 @@ class Trainer:
         )
         self.optimizers = Optimizers(config, self.dtype, self.model, self.prophet)
         # validation and demonstration have shapes of their own: they stay uncompiled
-        self.forward: nn.Module = (
-            torch.compile(self.model, dynamic=False) if config.compile else self.model
-        )
+        self.forward = self.model
+        if config.compile:
+            # a module too, which answers to all that the model does
+            self.forward = cast(ByteLlama, torch.compile(self.model, dynamic=False))
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, Any]] = []
@@ -216,7 +216,7 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def losses(self, tokens: torch.Tensor, draw: int, model: nn.Module, drafts: int) -> Losses:
+    def losses(self, tokens: torch.Tensor, draw: int, model: ByteLlama, drafts: int) -> Losses:
         config = self.config
         starts = torch.zeros(0, dtype=torch.int64)
         if config.starts:
