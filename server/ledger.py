@@ -80,12 +80,13 @@ class Ledger:
         draft, verify, accept = spent
         if verify:
             host = seconds - verify - accept
-            if any(result.wanted for result in results.values()):
+            if draft and any(result.wanted for result in results.values()):
                 drafting = _drafting([result for result in results.values() if result.wanted])
                 self._draft.observe(draft / drafting, drafting)
                 host -= draft
             (self._prefill if consumes else self._verify).observe(verify / rounds, rounds)
-            self._accept.observe(accept / rounds, rounds)
+            if accept:  # a CUDA graph is one piece
+                self._accept.observe(accept / rounds, rounds)
             self._host.observe(max(0.0, host) / rounds, rounds)
         for slot in chosen:
             if slot not in gone:

@@ -1,19 +1,21 @@
 """CUDA graphs of rounds: work captured once and replayed, all of them from one pool of memory.
 
 Knows nothing of what is captured.  Graphs of a pool share what they need in between, since one
-replays at a time; what each leaves stays its own.
+replays at a time; what one leaves may be overwritten by the next, so it is to be used, on the same
+stream, before another replays.
 """
 
 import torch
 
 from specdec.graph_round import Work
+from specdec.round import Broken
 from specdec.static_round import Decoded
 
 
 class CudaGraphs:
     """Captures on a stream of its own (`specdec.graph_round.Capture`).
 
-    RuntimeError where that fails, after which the process is of no more use.
+    `Broken` where that fails, unless for want of memory.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,9 +27,11 @@ class CudaGraphs:
         current = torch.cuda.current_stream(self._device)
         # kernels are compiled and libraries make their workspaces outside of a capture
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            work()
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                work()
+        finally:  # what was launched of it still reads its inputs
+            current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(
@@ -37,8 +41,7 @@ class CudaGraphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # torch is in no state to go on after that: a server that starts must not hide it
-            raise RuntimeError(
+            raise Broken(
                 f"a round could not be captured as a CUDA graph, kernels 'torch' need none: {error}"
             ) from error
 

@@ -28,6 +28,7 @@ from specdec.logprobs import ByteLogprob, Logprobs, logprobs_of
 from specdec.round import Decode, Outcome, Round, RoundResult, RowResult, Seconds, SlotModel
 from specdec.state import SlotState
 from specdec.static_round import Decoded, Inputs, MakeRule, Shape, decode_rows
+from specdec.stopwatch import Stopwatch
 from specdec.torch_round import run_round
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,10 @@ LONGEST_CAPTURE_S = 60.0
 
 IDLE_SLOTS = 1
 """Slots behind those that are decoded in, where rows idle that fill up a bucket."""
+
+
+Read = Callable[[], tuple[RowResult, ...]]
+"""Waits for what a round gave its decoding rows."""
 
 
 class Work(Protocol):
@@ -90,6 +95,7 @@ class GraphRounds:
     ) -> Outcome:
         assert (model, drafter, state) == (self._model, self._drafter, self._state)
         prefills: tuple[RowResult, ...] = ()
+        watch = Stopwatch(state.device)
         if work.prefills:
             prefills = run_round(model, drafter, state, replace(work, decodes=())).prefills
         if not work.decodes:
@@ -98,7 +104,7 @@ class GraphRounds:
         while len(self._unread) > 1:
             with suppress(Exception):  # who began it is told by a look of his own
                 self._unread.popleft().read()
-        outcome = _Later(self._decode(work.decodes), prefills)
+        outcome = _Later(self._decode(work.decodes, watch), prefills, watch)
         if any(row.alternatives >= 0 for row in work.decodes):
             outcome.read()  # or a later look at them would wait for the next round too
         self._unread.append(outcome)
@@ -164,7 +170,7 @@ class GraphRounds:
         self._work[shape] = captured
         return captured
 
-    def _decode(self, rows: Sequence[Decode]) -> Callable[[], tuple[RowResult, ...]]:
+    def _decode(self, rows: Sequence[Decode], watch: Stopwatch) -> Read:
         """Begins a round; what is returned waits for it, before the next but one is begun."""
         shape = self.shape_of(rows)
         work = self._prepared(shape)
@@ -174,6 +180,7 @@ class GraphRounds:
             [row.watched for row in rows],
         )
         decoded = work()
+        watch.lap()
         logprobs = _logprobs(rows, decoded)
         if shape not in self._arrivals:
             self._arrivals[shape] = Arrivals(decoded.result)
@@ -194,19 +201,21 @@ class GraphRounds:
 
 
 class _Later:
-    """What a round that has begun gave (`specdec.round.Outcome`)."""
+    """What a round that has begun gave (`specdec.round.Outcome`); a graph is one piece, so all that
+    it took is told as the pass."""
 
-    seconds = Seconds()
     elapsed = ()
 
-    def __init__(
-        self, read: Callable[[], tuple[RowResult, ...]], prefills: tuple[RowResult, ...]
-    ) -> None:
-        self._read, self.prefills = read, prefills
+    def __init__(self, read: Read, prefills: tuple[RowResult, ...], watch: Stopwatch) -> None:
+        self._read, self.prefills, self._watch = read, prefills, watch
 
     @cached_property
     def decodes(self) -> tuple[RowResult, ...]:
         return self._read()
+
+    @property
+    def seconds(self) -> Seconds:
+        return Seconds(verify=sum(self._watch.laps()))
 
     def read(self) -> None:
         """Takes it off the buffers, for a look later on."""

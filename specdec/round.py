@@ -31,6 +31,10 @@ MOST_ROUNDS = 256
 """That one call runs: what the host adds to each is shared among them."""
 
 
+class Broken(RuntimeError):
+    """The device is in no state to decode on in this process."""
+
+
 class SlotModel(Protocol):
     """A model that decodes slots: `specdec.packed.PackedModel`, or a fake in tests."""
 

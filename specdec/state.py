@@ -84,7 +84,8 @@ class SlotState:
             self._noise_from[slot] = start
         # a copy from pinned memory does not wait for the rounds before it
         table = torch.tensor(stale, pin_memory=self.device.type == "cuda")
-        index, start = table.to(self.device, non_blocking=True).T.contiguous()
+        # each aligned, whatever their number: kernels are compiled for what addresses divide by
+        index, start = (part.clone() for part in table.to(self.device, non_blocking=True).T)
         self.noise_start[index] = start
         self.noise[index] = self._make_noise(self.seed[index], start, NOISE_AHEAD)
 

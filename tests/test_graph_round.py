@@ -113,6 +113,16 @@ def test_a_round_may_be_begun_before_the_one_before_it_is_read() -> None:
     assert len({len(r.output) for r in rounds}) > 1
 
 
+def test_what_a_round_takes_is_told_as_one_piece() -> None:
+    decoder = fake_graph_decoder(sometimes_right, 2)
+    decoder.open(0, Job(b"abc", 60, SamplingParams(), draft_length=4))
+    decoder.step({}, {0: 2})
+    decoder.step({0: 4})
+    draft, verify, accept = decoder.seconds
+    assert (draft, accept) == (0, 0)
+    assert verify > 0
+
+
 def test_drafts_beyond_a_row_s_end_are_not_counted() -> None:
     decoder = fake_graph_decoder(always_right, 1)
     decoder.open(0, Job(b"a", 8, SamplingParams(), draft_length=4))

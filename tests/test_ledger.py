@@ -33,6 +33,15 @@ def test_parts_of_rounds() -> None:
     assert (figures.places_held, figures.pid) == (5, 1)
 
 
+def test_a_round_that_is_one_piece() -> None:
+    ledger = Ledger(None)
+    ledger.enter({0: row(3)}, {0: 2}, False, 0.010, Seconds(verify=0.008))
+    phases = ledger.figures({}, 5, None, 1).phases
+    counts = {phase: sum(tally.counts) for phase, tally in phases.items()}
+    assert counts == {"draft": 0, "verify": 1, "prefill": 0, "accept": 0, "host": 1}
+    assert phases["host"].total == pytest.approx(0.002)
+
+
 def test_parts_of_several_rounds_in_one_call() -> None:
     ledger = Ledger(None)
     tries = Try(2, 1), Try(0, 0), Try(3, 3, 1), Try(0, 0)
