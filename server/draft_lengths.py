@@ -36,8 +36,8 @@ class Drafts(NamedTuple):
 class DraftLengths:
     """Decides for all rows that leave it open, every few rounds."""
 
-    EVERY = 128
-    """Rounds between decisions, and eight more for each row: they cost time too."""
+    EVERY = 250
+    """Rounds between decisions, and eight more for each row: they cost time too, and end calls."""
     FIRST = 16
     """Rounds until the second decision; then four times as many, and so on."""
     LEARNED = 500
@@ -48,7 +48,7 @@ class DraftLengths:
     """What drafting has to promise over plain decoding: costs are believed that well, no better."""
     PROBE = 3
     """A row that does not draft tries so many bytes between decisions, if that may pay."""
-    RESTING = 4
+    RESTING = 2
     """Decisions are so many times rarer while nobody drafts and nothing speaks for trying."""
     TOLD = 16
     """Among so many rows whose drafts could hardly pay one may draft all the same."""
@@ -299,7 +299,10 @@ class DraftLengths:
         shares = self._shares(count, watched)
         # what fixed rows will yield is not known here; they draft as others do
         usual, made = self._usual[USUAL].expected(), self._made.expected()
-        beside = sum(self._costs.seconds(count, n, made[n] - 1) for n in fixed) / count
+        plain = self._costs.plain(count)
+        more = sum(self._costs.seconds(count, n, made[n] - 1) - plain for n in fixed)
+        # as `RoundCosts.shares`: what drafts add is borne by those that may draft
+        beside = len(fixed) * plain / count + more / max(1, watched)
         given = sum(usual[min(gamma, self._longest)] for gamma in fixed)
         for row in rows:
             row.weigh(shares)
@@ -311,12 +314,12 @@ class DraftLengths:
             seconds = beside + sum(own.seconds for own in each)
             return [Mean(gain - own.gain, seconds - own.seconds) for own in each]
 
-        more = self.GAIN if self._decided else 1.0
+        times = self.GAIN if self._decided else 1.0
         # all at once, so that rows alike are treated alike: only what all do tells prices
         for _ in range(4):  # what is best for a row depends on what the others do
             them = others()
             answers = [
-                row.answer(shares, mean, self.MARGIN, more)
+                row.answer(shares, mean, self.MARGIN, times)
                 for row, mean in zip(rows, them, strict=True)
             ]
             if answers == [row.lengths for row in rows]:
@@ -338,4 +341,4 @@ class DraftLengths:
         # what could not pay if all of it were right is not looked for
         if not any((g + 1) * drafted[0] > seconds for g, seconds in looked_up.items()):
             looked_up = {}
-        return Shares(drafted, looked_up)
+        return Shares(drafted, looked_up, self._costs.omitted_share(count, drafting))

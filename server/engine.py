@@ -22,7 +22,7 @@ from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, S
 from server.round_costs import RoundCosts
 from server.scheduler import Deliveries, Plan, Scheduler
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
-from specdec.round import RowResult
+from specdec.round import Broken, RowResult
 
 logger = logging.getLogger(__name__)
 
@@ -271,6 +271,8 @@ class Engine:
 
     def _excuse(self, error: Exception) -> str:
         """What requests are told of a failure that is not theirs; the log has the rest."""
+        if isinstance(error, Broken):  # the engine's end
+            raise error
         self._failures += 1
         logger.error("a round failed", exc_info=error)
         if not isinstance(error, torch.OutOfMemoryError):

@@ -44,7 +44,8 @@ class Flight:
         self._cancel = cancel
         self._observe = observe
         self._aloft = set(range(choices))
-        self._landed = asyncio.Event()
+        self._urgent = asyncio.Event()
+        """Nothing more will come, or nothing good."""
         self._mailbox = mailbox or Mailbox(asyncio.get_running_loop())
         self._queue: list[ChoiceEvent] = []
         self._most_queued = MOST_QUEUED * choices
@@ -66,8 +67,8 @@ class Flight:
             return  # it has been failed from this side
         if not isinstance(event, Progress):
             self._aloft.discard(choice)
-            if not self._aloft:
-                self._landed.set()
+            if not self._aloft or isinstance(event, Failed):
+                self._urgent.set()
         self._queue.append((choice, event))
         if len(self._queue) > self._most_queued:
             self._queue = joined(self._queue)
@@ -79,13 +80,13 @@ class Flight:
 
         Of each choice any number of `Progress`, then one `Finished` or `Failed`, then nothing
         ever.  With `not_before`, a time of the loop's clock, output piles up until then, or until
-        all choices have ended, and comes as one `Progress` a choice.
+        all choices have ended or one has failed, and comes as one `Progress` a choice.
         """
         await self._arrived.wait()
         if not_before is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(not_before):
-                    await self._landed.wait()
+                    await self._urgent.wait()
             self._queue = joined(self._queue)
         events, self._queue = self._queue, []
         self._arrived.clear()

@@ -69,6 +69,11 @@ class Submission:
     def scores_prompt(self) -> bool:
         return self.echo and self.logprobs is not None
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody wants output before the end."""
+        return self.interval_s < math.inf
+
 
 @dataclass(frozen=True)
 class Speculation:
@@ -90,11 +95,13 @@ class Speculation:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that one request waited, consumed its prompt and decoded."""
+    """Seconds that one request waited, consumed its prompt and decoded, and those from its arrival
+    to its first byte by the engine's clock, if there was one."""
 
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    first_byte_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class Finished:
     """The end: what output was still held back, why, and the figures of the whole request.
 
     `completion_tokens` counts every byte of output, those of earlier `Progress` included but for
-    an echoed prompt.
+    an echoed prompt.  `begun`: its prompt was consumed.
     """
 
     output: bytes
@@ -123,6 +130,7 @@ class Finished:
     speculation: Speculation = field(default_factory=Speculation)
     timing: Timing = field(default_factory=Timing)
     logprobs: tuple[ByteLogprob, ...] = ()
+    begun: bool = True
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Metrics:
         self.rejections = self._counter(
             "request_rejected", "Requests refused before any work, by reason.", "reason"
         )
-        self.prompt_tokens = self._counter("prompt_tokens", "Bytes of prompts.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Bytes of prompts that were consumed.")
         self.generation_tokens = self._counter("generation_tokens", "Bytes of output.", "mode")
         self.drafts = self._counter("spec_decode_num_drafts", "Rounds with a draft.", "mode")
         self.drafted = self._counter("spec_decode_num_draft_tokens", "Bytes drafted.", "mode")
@@ -89,7 +89,8 @@ class Metrics:
             "mode",
         )
         self.first_byte = self._histogram(
-            "time_to_first_token_seconds", "Time from a request's arrival to its first output."
+            "time_to_first_token_seconds",
+            "Time from a request's arrival to its first output.",
         )
         self.whole = self._histogram(
             "e2e_request_latency_seconds", "Time from a request's arrival to its end."
@@ -175,16 +176,23 @@ class RequestMeter:
         if isinstance(event, Progress) and event.echo:
             return
         self._generation_tokens.inc(len(event.output))
-        if event.output and self.first_byte_s is None:
-            self.first_byte_s = time.perf_counter() - self._arrival
-            self._metrics.first_byte.labels(self._submission.mode).observe(self.first_byte_s)
+        if event.output and self._submission.awaited:
+            self._see_first_byte(time.perf_counter() - self._arrival)
         if isinstance(event, Finished):
+            if event.completion_tokens:  # who is given all at once sees no first byte
+                self._see_first_byte(event.timing.first_byte_s)
             self._finish(event)
+
+    def _see_first_byte(self, seconds: float | None) -> None:
+        if self.first_byte_s is None and seconds is not None:
+            self.first_byte_s = seconds
+            self._metrics.first_byte.labels(self._submission.mode).observe(seconds)
 
     def _finish(self, finished: Finished) -> None:
         metrics, mode = self._metrics, self._submission.mode
         metrics.finished.labels(finished.reason, mode).inc()
-        metrics.prompt_tokens.inc(len(self._submission.prompt))
+        if finished.begun:
+            metrics.prompt_tokens.inc(len(self._submission.prompt))
         speculation = finished.speculation
         metrics.rounds.labels(mode).inc(speculation.rounds)
         metrics.written.labels(mode).inc(finished.completion_tokens)
@@ -200,6 +208,8 @@ class RequestMeter:
         if finished.reason is not FinishReason.CANCELLED:
             metrics.whole.labels(mode).observe(time.perf_counter() - self._arrival)
             metrics.queue.labels(mode).observe(finished.timing.queue_s)
+        # nor do requests that never began of what they would have taken
+        if finished.begun and finished.reason is not FinishReason.CANCELLED:
             metrics.prefill.labels(mode).observe(finished.timing.prefill_s)
             metrics.decode.labels(mode).observe(finished.timing.decode_s)
 

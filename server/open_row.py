@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from server.acceptance import Acceptance, Reached
-from server.round_costs import among_drafts
 from specdec.lookup import NO_LOOKUP, TIERS, Lookup
 
 USUAL, CASES = 0, 1 + len(TIERS)
@@ -19,20 +18,32 @@ USUAL, CASES = 0, 1 + len(TIERS)
 
 class Shares:
     """A row's share of a round's seconds by draft length: of what the prophet drafts, 0 among them,
-    and of what is looked up, of which there is none where it cannot pay."""
+    and of what is looked up, of which there is none where it cannot pay; and where the prophet
+    drafts and all is `omitted`."""
 
-    def __init__(self, drafted: Mapping[int, float], looked_up: Mapping[int, float]) -> None:
-        self.drafted, self.looked_up = drafted, looked_up
+    def __init__(
+        self, drafted: Mapping[int, float], looked_up: Mapping[int, float], omitted: float
+    ) -> None:
+        self.drafted, self.looked_up, self._omitted = drafted, looked_up, omitted
         self._asked: dict[int, tuple[Sequence[float], Mapping[int, float]]] = {}
 
     def drafting(self, made: Sequence[float]) -> Mapping[int, float]:
-        """The same by what the prophet is asked for, where it makes so many drafts of 0, 1, …, and
-        a byte in any case.  Rows of which nothing was seen share `made`, and the answer."""
+        """The same by what the prophet is asked for, where it makes so many drafts of 0, 1, … in
+        the mean, and a byte in any case.  Each draft counts as often as it is made: rounds of the
+        mean length would look cheaper than those of many lengths are.
+
+        Rows of which nothing was seen share `made`, and the answer.
+        """
         if id(made) not in self._asked:
-            lengths, cost = tuple(self.drafted), self.drafted.__getitem__
-            seconds = {0: cost(0)}
-            for gamma in lengths[1:]:
-                seconds[gamma] = max(cost(0), among_drafts(lengths, cost, made[gamma] - 1))
+            none, *lengths = self.drafted
+            seconds = {none: self.drafted[none]}
+            fewer, took = 0, self._omitted
+            before = took
+            for gamma in lengths:
+                likely = (made[gamma] - made[fewer]) / (gamma - fewer)
+                took += likely * (self.drafted[gamma] - before)
+                fewer, before = gamma, self.drafted[gamma]
+                seconds[gamma] = max(seconds[none], took)
             self._asked[id(made)] = made, seconds
         return self._asked[id(made)][1]
 

@@ -96,9 +96,11 @@ class CompletionForm:
     """
 
     def __init__(
-        self, submissions: Sequence[Submission], info: EngineInfo, include_usage: bool
+        self, submissions: Sequence[Submission], n: int, info: EngineInfo, include_usage: bool
     ) -> None:
+        """`n` submissions behind one another have the same prompt."""
         self._submissions = submissions
+        self._n = n
         self._info = info
         self._include_usage = include_usage
         self._created = int(time.time())
@@ -196,7 +198,7 @@ class CompletionForm:
         )
 
     def _usage(self) -> CompletionUsage:
-        prompts = sum(len(submission.prompt) for submission in self._submissions)
+        prompts = sum(len(submission.prompt) for submission in self._submissions[:: self._n])
         written = self._completion_tokens
         return CompletionUsage(
             prompt_tokens=prompts, completion_tokens=written, total_tokens=prompts + written

@@ -42,7 +42,7 @@ async def completions(request: Request, service: ServiceOf) -> Response:
     """
     accepted = await accept(request, service, CompletionRequest)
     asked, flight = accepted.asked, accepted.flight
-    form = CompletionForm(accepted.submissions, accepted.info, asked.include_usage)
+    form = CompletionForm(accepted.submissions, asked.n, accepted.info, asked.include_usage)
     if asked.stream:
         return EventStream(flight, form, accepted.headers, asked.stream_interval)
     async with flight.cancelled_without_client(request.receive):

@@ -15,7 +15,7 @@ LONGEST_S = 5.0
 
 def healthy(settings: Settings) -> bool:
     """Whether /health is green."""
-    host = settings.host if settings.host not in ("0.0.0.0", "::") else "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     scheme = "https" if settings.ssl_certfile else "http"
     address = f"[{host}]" if ":" in host else host
     url = f"{scheme}://{address}:{settings.port}/health"

@@ -2,7 +2,8 @@
 
 Told to stop (SIGTERM, SIGINT), the service refuses new requests and finishes those it has, while
 the socket stays open, so that /ready can say so; then uvicorn ends.  Told again, or while the
-engine's process is loading, it ends at once.
+engine's process is loading, it ends at once.  It ends by itself where the engine has died: whoever
+restarts processes sees that, who looks at /health or not.
 """
 
 import asyncio
@@ -25,14 +26,17 @@ from server.settings import Settings
 LAST_WORDS_S = 5
 """How long clients have to read what was answered before the server was told to stop."""
 
+GLANCE_S = 0.5
+"""How often it is looked whether the engine lives."""
+
 logger = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, load: Callable[[Settings], EngineLike]) -> int:
     """Serves until told to stop; the process's exit status, 0 if all that was begun was finished.
 
-    1 if requests were cut off, or the model cannot be loaded, unless told to stop meanwhile; 2 for
-    a certificate that is no good.
+    1 if requests were cut off, the engine died, or the model cannot be loaded, unless told to stop
+    meanwhile; 2 for a certificate that is no good.
     """
     failed = False
 
@@ -67,26 +71,29 @@ def serve(settings: Settings, load: Callable[[Settings], EngineLike]) -> int:
         return 2
     server = DrainingServer(config, app.state.service)
     server.run()
-    return 1 if failed or not server.drained else 0
+    return 1 if failed or server.bereft or not server.drained else 0
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn that lets a service drain before it stops listening."""
+    """uvicorn that lets a service drain before it stops listening, and ends with its engine."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.drained = True
         """Whether every request has ended by itself."""
+        self.bereft = False
+        """Whether the engine died."""
         self._service = service
         self._told = asyncio.Event()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        draining = asyncio.create_task(self._drain())
+        tasks = [asyncio.create_task(each) for each in (self._drain(), self._watch())]
         try:
             await super().serve(sockets)
         finally:
-            draining.cancel()
+            for task in tasks:
+                task.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """uvicorn's own would close the socket at once and end the process by the signal."""
@@ -95,6 +102,13 @@ class DrainingServer(uvicorn.Server):
             signal.raise_signal(sig)
         self._service.draining = True
         self._loop.call_soon_threadsafe(self._told.set)
+
+    async def _watch(self) -> None:
+        while not (self._service.draining or self.should_exit):
+            if self._service.bereft:
+                logger.error("the engine has died; the server ends")
+                self.bereft = self.should_exit = True
+            await asyncio.sleep(GLANCE_S)
 
     async def _drain(self) -> None:
         await self._told.wait()

@@ -7,7 +7,8 @@ import logging
 import time
 from collections.abc import Sequence
 
-from server.messages import Event, Failed, Finished, Progress, Submission
+from server.messages import Event, Failed, Finished, Submission
+from server.metrics import RequestMeter
 
 logger = logging.getLogger(__name__)
 
@@ -16,21 +17,18 @@ class RequestLog:
     """A request of one choice or several; the line comes with the last choice's end.
 
     Counts and sizes are summed over the choices; of the times that they waited, consumed and
-    decoded, those of the slowest are told.
+    decoded, those of the slowest are told; of first bytes, which are the meters', the first.
     """
 
-    def __init__(self, submissions: Sequence[Submission], *, prompts: bool) -> None:
-        self._submissions = submissions
+    def __init__(
+        self, submissions: Sequence[Submission], meters: Sequence[RequestMeter], *, prompts: bool
+    ) -> None:
+        self._submissions, self._meters = submissions, meters
         self._prompts = prompts
         self._arrival = time.perf_counter()
-        self._first_byte_s: float | None = None
         self._ends: list[Finished | Failed] = []
 
     def observe(self, event: Event) -> None:
-        # the prompt's echo is no output
-        echo = isinstance(event, Progress) and event.echo
-        if not (isinstance(event, Failed) or echo) and event.output and self._first_byte_s is None:
-            self._first_byte_s = time.perf_counter() - self._arrival
         if isinstance(event, (Finished, Failed)):
             self._ends.append(event)
             if len(self._ends) == len(self._submissions):
@@ -41,6 +39,7 @@ class RequestLog:
         finished = [end for end in self._ends if isinstance(end, Finished)]
         speculations = [end.speculation for end in finished]
         timings = [end.timing for end in finished]
+        firsts = [m.first_byte_s for m in self._meters if m.first_byte_s is not None]
         results = [e.reason.value if isinstance(e, Finished) else "error" for e in self._ends]
         drafted = sum(s.drafted for s in speculations)
         accepted = sum(s.accepted for s in speculations)
@@ -60,7 +59,7 @@ class RequestLog:
             "queue_s": max((t.queue_s for t in timings), default=None),
             "prefill_s": max((t.prefill_s for t in timings), default=None),
             "decode_s": max((t.decode_s for t in timings), default=None),
-            "first_byte_s": self._first_byte_s,
+            "first_byte_s": min(firsts, default=None),
             "seconds": time.perf_counter() - self._arrival,
         }
         if self._prompts:

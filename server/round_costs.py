@@ -102,6 +102,11 @@ class RoundCosts:
         more = {gamma: (self.seconds(rows, gamma) - plain) / drafting for gamma in lengths}
         return {0: plain / rows} | {gamma: plain / rows + more[gamma] for gamma in lengths}
 
+    def omitted_share(self, rows: int, drafting: int = 0) -> float:
+        """The same of a round for which the prophet drafts and whose drafts are all omitted."""
+        plain, drafting = self.plain(rows), drafting or rows
+        return plain / rows + (self.seconds(rows, 1, 0.0) - plain) / drafting
+
     def lookup_shares(self, rows: int) -> dict[int, float]:
         """The same of drafts that are looked up: they are found for a row now and then, which pays
         for that round alone."""
@@ -208,7 +213,10 @@ class _Table:
         expected, pair = self._expected, (rows, gamma)  # others may ask while these are replaced
         seconds = expected.get(pair)
         if seconds is None:
-            seconds = self._measured.at(rows, gamma)
+            measured = self._measured
+            # beyond what was measured as many rows take no less than the most that were
+            least = measured.at(min(rows, self._rows[-1]), gamma)
+            seconds = max(measured.at(rows, gamma), least)
             if self._growth and self._beyond:
                 seconds += self._beyond * max(0.0, self._growth.at(rows, gamma))
             expected[pair] = seconds

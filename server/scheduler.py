@@ -84,6 +84,8 @@ class _Row:
         self.submitted = self.admitted = self.decoding = self.emitted = now
         self.deadline = now + submission.timeout_s
         self.generated = self.released = 0
+        self.first_byte: float | None = None
+        """When it was there."""
         self.rounds = self.drafts = self.drafted = self.accepted = 0
         self.lookup_drafted = self.lookup_accepted = 0
         self.per_position: list[int] = []
@@ -124,7 +126,7 @@ class _Row:
     @property
     def awaited(self) -> bool:
         """Whether somebody waits for its first byte."""
-        return not self.generated and self.submission.interval_s < math.inf
+        return not self.generated and self.submission.awaited
 
     @property
     def patience_s(self) -> float:
@@ -216,7 +218,8 @@ class _Row:
     def finish(self, reason: FinishReason, now: float) -> Finished:
         held = self.matcher.flush()
         scores = self._release(held)
-        decoding = now if self.to_prefill else self.decoding
+        decoding = self.decoding if self.started else now
+        first = self.first_byte
         return Finished(
             output=held,
             reason=reason,
@@ -234,8 +237,10 @@ class _Row:
                 queue_s=self.admitted - self.submitted,
                 prefill_s=decoding - self.admitted,
                 decode_s=now - decoding,
+                first_byte_s=None if first is None else first - self.submitted,
             ),
             logprobs=scores,
+            begun=self.started,
         )
 
 
@@ -391,11 +396,12 @@ class Scheduler:
         if row.to_prefill:
             for slot in [*free, *self._running]:
                 other = self._last.get(slot)
-                if (
-                    other is not None
-                    and other.may_lead(row)
-                    and not (other.to_prefill and (slot in free or other.leader))
-                ):
+                if other is None or not other.may_lead(row):
+                    continue
+                if other.leader and not other.leader.to_prefill and slot not in free:
+                    row.leader, row.source = other.leader, other.source  # as it will this round
+                    return free[-1]
+                if not (other.to_prefill and (slot in free or other.leader)):
                     row.leader, row.source = other, slot
                     return slot if slot in free else free[-1]
         return free[-1]
@@ -434,6 +440,8 @@ class Scheduler:
             if not row.started and not row.to_prefill:
                 events += row.start(now)
             if slot in results and slot not in plan.chunks and slot not in gone:
+                if row.first_byte is None:  # in the first of these rounds
+                    row.first_byte = now - sum(elapsed[1:])
                 events += row.take(results[slot], now, self.per_byte[row.submission.mode])
             deliveries += [(row.submission.request_id, event) for event in events]
             if events and isinstance(events[-1], Finished):

@@ -98,6 +98,11 @@ class Service:
     def loading(self) -> bool:
         return self._engine is None and not self._failed
 
+    @property
+    def bereft(self) -> bool:
+        """Whether there was an engine that has ended."""
+        return self._engine is not None and not self._engine.status().alive
+
     async def stop(self) -> None:
         if self._engine is not None:
             await asyncio.to_thread(self._engine.stop)
@@ -125,7 +130,7 @@ class Service:
             raise Unavailable("the model could not be loaded", code="not_loaded")
         if self._engine is None:
             raise Unavailable("the model is still loading", code="loading")
-        if not self._engine.status().alive:
+        if self.bereft:
             raise Unavailable("the engine has stopped", code="engine_stopped")
         return self._engine
 
@@ -169,7 +174,7 @@ class Service:
         if request_id in self._flights:
             raise Duplicate("a request of this id is in flight", "request_id")
         meters = [RequestMeter(self.metrics, submission) for submission in submissions]
-        log = RequestLog(submissions, prompts=self.settings.log_prompts)
+        log = RequestLog(submissions, meters, prompts=self.settings.log_prompts)
 
         def observe(choice: int, event: Event) -> None:
             if not isinstance(event, Progress):

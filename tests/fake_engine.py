@@ -47,7 +47,7 @@ STATUS = EngineStatus(
 SPECULATION = Speculation(
     rounds=2, drafts=2, drafted=8, accepted=3, accepted_per_position=(2, 1, 0, 0)
 )
-TIMING = Timing(queue_s=0.25, prefill_s=0.5, decode_s=2.0)
+TIMING = Timing(queue_s=0.25, prefill_s=0.5, decode_s=2.0, first_byte_s=1e-6)
 
 Script = Callable[[Submission], Iterable[Event]]
 

@@ -215,6 +215,8 @@ def test_costs_between_and_beyond_what_was_measured() -> None:
     costs = RoundCosts({(b, gamma): b * (1.0 + gamma) for b in (1, 4) for gamma in (0, 2)})
     assert [costs.seconds(b, 2) for b in (1, 2, 3, 4, 8)] == pytest.approx([3, 6, 9, 12, 24])
     assert [costs.seconds(2, gamma) for gamma in (0, 1, 3)] == pytest.approx([2, 4, 8])
+    slower = RoundCosts({(1, 0): 2.0, (2, 0): 1.0})  # as measured on a busy machine
+    assert [slower.plain(rows) for rows in (1, 2, 8)] == [2, 1, 1]
     only = RoundCosts({(1, 0): 1.0, (1, 3): 2.0})
     assert only.seconds(1, 3) == 2
     with pytest.raises(ValueError, match="every pair"):

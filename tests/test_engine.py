@@ -31,7 +31,7 @@ from server.messages import (
 from server.round_costs import RoundCosts
 from specdec.build import build_decoder
 from specdec.decoder import Decoder, Job, generate
-from specdec.round import MOST_ROUNDS
+from specdec.round import MOST_ROUNDS, Broken
 from specdec.sampling import SamplingParams
 
 INFO = EngineInfo(
@@ -430,6 +430,21 @@ def test_an_engine_that_dies_fails_what_is_in_flight_and_what_comes_later(
         engine.submit(submission("late"), late)
         assert "has died" in late.failed()
     assert "a scheduler's mistake" in caplog.text
+
+
+def test_a_broken_device_is_the_engine_s_end(caplog: pytest.LogCaptureFixture) -> None:
+    decoder = fake_decoder()
+
+    def failing(*arguments: object) -> object:
+        raise Broken("a round could not be captured")
+
+    decoder.begin = failing  # type: ignore[method-assign, assignment]
+    with running(decoder) as engine:
+        receiver = Receiver()
+        engine.submit(submission("r"), receiver)
+        assert "has died" in receiver.failed()
+        assert eventually(lambda: not engine.status().alive)
+    assert "could not be captured" in caplog.text
 
 
 @pytest.mark.parametrize("ahead", [False, True])

@@ -137,6 +137,18 @@ def test_waiting_until_a_time_collects_output_and_the_end_cuts_it_short() -> Non
     asyncio.run(scenario())
 
 
+def test_a_failure_waits_for_no_time() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        aloft = flight(2)
+        aloft.receiver(0)(Progress(b"x"))
+        loop.call_later(0.01, aloft.receiver(1), Failed("no"))
+        events = await aloft.next_events(loop.time() + 1000)
+        assert events == [(0, Progress(b"x")), (1, Failed("no"))]
+
+    asyncio.run(scenario())
+
+
 def test_an_outcome_has_every_choice_in_its_place() -> None:
     async def scenario() -> Any:
         aloft = flight(2)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 from fake_engine import Client, FakeEngine, finished, say
@@ -13,6 +14,8 @@ from test_process import ask, served
 
 from server.logs import _formatter
 from server.messages import Event, Failed, Finished, FinishReason, Progress, Timing
+from server.probe import healthy
+from server.settings import Settings
 
 SECRET = "Sesame, open"
 
@@ -141,6 +144,21 @@ def test_the_process_logs_as_asked(style: str, capfd: pytest.CaptureFixture[str]
         assert all(json.loads(line)["time"] for line in written)
     else:
         assert " INFO server.request_log: request request_id=" in line
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("fe80::1", "[fe80::1]"), ("here", "here")],
+)
+def test_the_probe_asks_this_machine(
+    host: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls: list[str] = []
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda url, **_: urls.append(url) or nullcontext()
+    )
+    assert healthy(Settings(host=host, port=81))
+    assert urls == [f"http://{asked}:81/health"]
 
 
 def test_the_probe_tells_health() -> None:

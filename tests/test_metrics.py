@@ -131,6 +131,28 @@ def test_an_output_that_comes_at_once_has_a_first_byte() -> None:
     assert value(samples, "time_to_first_token_seconds_count", mode="base") == 1
 
 
+def test_of_an_output_that_comes_whole_the_engine_has_seen_the_first_byte() -> None:
+    with Client(FakeEngine(say(b"a", b"bc"))) as client:
+        client.generate(prompt="x", mode="base")
+        samples = scrape(client)
+    count = value(samples, "time_to_first_token_seconds_count", mode="base")
+    assert (count, value(samples, "time_to_first_token_seconds_sum", mode="base")) == (
+        1,
+        TIMING.first_byte_s,
+    )
+
+
+def test_what_never_began_took_no_time() -> None:
+    end = replace(finished(0, reason=FinishReason.TIMEOUT), begun=False)
+    with Client(FakeEngine(lambda _: [end])) as client:
+        client.generate(prompt="x", mode="base")
+        samples = scrape(client)
+    assert value(samples, "prompt_tokens_total") == 0
+    assert value(samples, "request_queue_time_seconds_count", mode="base") == 1
+    for name in ("prefill", "decode"):
+        assert value(samples, f"request_{name}_time_seconds_count", mode="base") == 0
+
+
 def test_no_output_has_none() -> None:
     with Client(FakeEngine(say())) as client:
         client.generate(prompt="x", mode="base")

@@ -724,7 +724,7 @@ def test_drafts_end_before_one_that_is_too_unlikely(
         torch_decoder.step({0: 8})
         p_min, chance, expected, near = (0.05, 0.2, 0.4, 0.6)[seed % 4], 1.0, 0, False
         for lead in leads:
-            chance *= 1 - 0.65 * math.exp(-lead / 1.6)
+            chance *= 1 - 0.7 * math.exp(-lead / 1.1)
             near |= abs(chance - p_min) < 1e-4
             if chance < p_min:
                 break

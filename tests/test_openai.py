@@ -72,6 +72,13 @@ def test_a_completion(client: openai.OpenAI) -> None:
     assert figures["timing"]["decode_s"] == 2.0
 
 
+def test_a_prompt_of_several_outputs_counts_once(client: openai.OpenAI) -> None:
+    completion = client.completions.create(model="fake", prompt=["one", "three"], n=3)
+    assert completion.usage is not None
+    assert completion.usage.prompt_tokens == len("one") + len("three")
+    assert len(completion.choices) == 6
+
+
 def test_several_prompts_of_every_kind(client: openai.OpenAI) -> None:
     def texts(prompt: Any) -> list[str]:
         completion = client.completions.create(model="fake", prompt=prompt, seed=2**63 - 1)

@@ -120,6 +120,13 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         assert isinstance(answer.exception(), httpx.TransportError)
 
 
+def test_the_server_ends_with_its_engine() -> None:
+    with served() as (process, url):
+        answer = httpx.post(f"{url}/generate", json={"prompt": "die"}, timeout=30)
+        assert (answer.status_code, error_of(answer)["message"]) == (500, "the engine has died")
+        assert process.wait(10) == 1
+
+
 LOADS_FOR_MINUTES = """
 import sys, time
 from server.engine_process import EngineProcess

@@ -283,6 +283,21 @@ def test_what_reaches_its_deadline_leaves_with_what_it_has() -> None:
     assert scheduler.expire(1e9) == []
 
 
+def test_a_first_byte_is_there_when_its_round_is_over() -> None:
+    scheduler = Scheduler(1, 128)
+    for name in ("a", "late"):
+        scheduler.submit(submission(name, max_tokens=3, interval_s=math.inf, timeout_s=8.0), 1.0)
+    plan = scheduler.plan(2.0)
+    result = RowResult(b"xyz", 0, 0, ended=False, tries=(Try(0, 0),) * 3)
+    deliveries = scheduler.apply(plan, {0: result}, 6.0, 4.0, (2.0, 0.5, 0.5))
+    end = deliveries[-1][1]
+    assert isinstance(end, Finished)
+    assert (end.begun, end.timing.first_byte_s) == (True, 4.0)
+    ((_, late),) = scheduler.expire(9.0)
+    assert isinstance(late, Finished)
+    assert (late.begun, late.timing.first_byte_s, late.timing.queue_s) == (False, None, 8.0)
+
+
 def test_a_deadline_in_the_prompt_leaves_no_time_for_decoding() -> None:
     scheduler = Scheduler(1, 4)
     scheduler.submit(submission("a", prompt=b"x" * 20, timeout_s=5.0), 0.0)
@@ -378,6 +393,20 @@ def test_a_slot_whose_prompt_is_wanted_is_the_one_that_is_taken() -> None:
     plan = scheduler.plan(0.0)
     assert [slot for slot, _ in plan.open] == [1, 0]
     assert (plan.forks, plan.chunks) == (((1, 1),), {0: 50})
+
+
+def test_several_outputs_of_a_prompt_that_a_slot_holds_consume_it_no_more() -> None:
+    scheduler = Scheduler(4, 100)
+    scheduler.submit(submission("before", prompt=b"x" * 51, max_tokens=1), 0.0)
+    for _ in range(2):
+        one_round(scheduler, {0: emit(b"1")})
+    assert scheduler.running == 0
+    for name in "abc":
+        scheduler.submit(submission(name, prompt=b"x" * 51), 0.0)
+    scheduler.submit(submission("other", prompt=b"y" * 51), 0.0)
+    plan = scheduler.plan(0.0)
+    assert (plan.forks, plan.chunks) == (((0, 0), (1, 0), (2, 0)), {3: 50})
+    assert plan.drafts.keys() == {0, 1, 2}
 
 
 def test_a_slot_that_failed_holds_nothing() -> None:
