@@ -36,8 +36,8 @@ class Drafts(NamedTuple):
 class DraftLengths:
     """Decides for all rows that leave it open, every few rounds."""
 
-    EVERY = 250
-    """Rounds between decisions, and eight more for each row: they cost time too, and end calls."""
+    EVERY = 128
+    """Rounds between decisions, and eight more for each row: they cost time too."""
     FIRST = 16
     """Rounds until the second decision; then four times as many, and so on."""
     LEARNED = 500
@@ -48,7 +48,7 @@ class DraftLengths:
     """What drafting has to promise over plain decoding: costs are believed that well, no better."""
     PROBE = 3
     """A row that does not draft tries so many bytes between decisions, if that may pay."""
-    RESTING = 2
+    RESTING = 4
     """Decisions are so many times rarer while nobody drafts and nothing speaks for trying."""
     TOLD = 16
     """Among so many rows whose drafts could hardly pay one may draft all the same."""
@@ -87,7 +87,7 @@ class DraftLengths:
         self._since_plain = self._plain_left = 0
         self._settling = self._hopeless = self._unseen = self._learned = self._calls = 0
         self._host = Lately()
-        """The host's part of calls in which nobody drafts."""
+        """The host's part, by round, of calls in which nobody drafts."""
         one = costs.seconds(1, 0)
         self._budget = Budget(first=40 * one, again=10 * one, most=60 * one)
 
@@ -239,7 +239,7 @@ class DraftLengths:
             passed, self._unseen = max(count, self._unseen), 0
             held_up, settled = seconds[: self._settling], seconds[self._settling :]
             self._settling = max(0, self._settling - count)
-            self._host.observe(host, 1)
+            self._host.observe(host / count, count)
             if settled:
                 self._costs.observe_plain(rows, sum(settled) / len(settled), len(settled))
             usual = (passed - len(held_up)) * plain
@@ -247,8 +247,9 @@ class DraftLengths:
             if self._rows or left:  # nothing is to be had of rows that never draft
                 self._budget.spend(passed * plain, usual + lost)
             return
-        if self._host.enough:  # of which drafts take more than none
-            spent += max(0.0, host - self._host.mean)
+        given = sum(len(r.output) for slot, r in results.items() if slot not in left) / rows
+        if self._host.enough:  # calls with drafts are shorter, and each takes the host longer
+            spent += max(0.0, host - given * self._host.mean)
         self._settling = self.SETTLING
         first = int(self._telling)
         if learning and len(seconds) > first:
@@ -257,7 +258,6 @@ class DraftLengths:
         mine = self._rows.keys() | left
         if all(slot in mine or not result.wanted for slot, result in results.items()):
             # what rows that always draft cost is not this one's loss
-            given = sum(len(r.output) for slot, r in results.items() if slot not in left) / rows
             self._budget.spend(plain * given, min(spent, 3 * plain * given))
             if not self._budget.open:
                 self._age = self._wait  # decided again at once

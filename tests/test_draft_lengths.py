@@ -275,6 +275,10 @@ def test_budget() -> None:
         budget.spend(plain=1.0, seconds=2.0)
         rounds += 1
     assert rounds == 11  # what was saved beyond 10 is not there to be lost
+    budget.spend(plain=1.0, seconds=1000.0)
+    for _ in range(300):  # nor are debts beyond 2
+        budget.spend(plain=1.0, seconds=1.0)
+    assert budget.open
 
 
 def test_plain_rounds_are_timed_again_while_rows_draft() -> None:
@@ -655,6 +659,16 @@ def test_what_calls_with_drafts_take_the_host_beyond_others_is_booked() -> None:
         lengths.observe({0: result(*[PLAIN] * 4)}, [1.0] * 4, 5.0)
     for _ in range(400):  # four bytes for the price of two, and twenty for the host
         lengths.observe({0: result(*[Try(1, 1, 0)] * 2)}, [1.0] * 2, 22.0)
+    assert not lengths._budget.open
+
+
+def test_calls_that_are_shorter_take_the_host_more_often() -> None:
+    lengths = looking(lambda rows, gamma: 1 + 0.01 * gamma)
+    lengths.enter(0, 0, 16)
+    lengths.plan([])
+    lengths.observe({0: result(*[PLAIN] * 100)}, [1.0] * 100, 101.0)
+    for _ in range(400):  # four bytes for the price of two and a half, and two for the host
+        lengths.observe({0: result(*[Try(1, 1, 0)] * 2)}, [1.25] * 2, 4.5)
     assert not lengths._budget.open
 
 
