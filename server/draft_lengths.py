@@ -299,10 +299,7 @@ class DraftLengths:
         shares = self._shares(count, watched)
         # what fixed rows will yield is not known here; they draft as others do
         usual, made = self._usual[USUAL].expected(), self._made.expected()
-        plain = self._costs.plain(count)
-        more = sum(self._costs.seconds(count, n, made[n] - 1) - plain for n in fixed)
-        # as `RoundCosts.shares`: what drafts add is borne by those that may draft
-        beside = len(fixed) * plain / count + more / max(1, watched)
+        beside = sum(self._costs.share(count, watched, n, made[n] - 1) for n in fixed)
         given = sum(usual[min(gamma, self._longest)] for gamma in fixed)
         for row in rows:
             row.weigh(shares)
@@ -341,4 +338,5 @@ class DraftLengths:
         # what could not pay if all of it were right is not looked for
         if not any((g + 1) * drafted[0] > seconds for g, seconds in looked_up.items()):
             looked_up = {}
-        return Shares(drafted, looked_up, self._costs.omitted_share(count, drafting))
+        omitted = self._costs.share(count, drafting, 1, made=0.0)
+        return Shares(drafted, looked_up, omitted)

@@ -89,8 +89,7 @@ class Metrics:
             "mode",
         )
         self.first_byte = self._histogram(
-            "time_to_first_token_seconds",
-            "Time from a request's arrival to its first output.",
+            "time_to_first_token_seconds", "Time from a request's arrival to its first output."
         )
         self.whole = self._histogram(
             "e2e_request_latency_seconds", "Time from a request's arrival to its end."
@@ -208,10 +207,9 @@ class RequestMeter:
         if finished.reason is not FinishReason.CANCELLED:
             metrics.whole.labels(mode).observe(time.perf_counter() - self._arrival)
             metrics.queue.labels(mode).observe(finished.timing.queue_s)
-        # nor do requests that never began of what they would have taken
-        if finished.begun and finished.reason is not FinishReason.CANCELLED:
-            metrics.prefill.labels(mode).observe(finished.timing.prefill_s)
-            metrics.decode.labels(mode).observe(finished.timing.decode_s)
+            if finished.begun:
+                metrics.prefill.labels(mode).observe(finished.timing.prefill_s)
+                metrics.decode.labels(mode).observe(finished.timing.decode_s)
 
 
 class _Named(Collector):

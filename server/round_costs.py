@@ -92,20 +92,18 @@ class RoundCosts:
         more = table.added(rows, many) - table.added(rows, few)
         return min(1.0, max(0.0, more / (many - few)))
 
-    def shares(self, rows: int, drafting: int = 0) -> dict[int, float]:
-        """A row's share of those seconds, by every length that was measured of a prophet's drafts.
+    def share(self, rows: int, drafting: int, gamma: int, made: float | None = None) -> float:
+        """A row's share of those seconds.
 
-        A prophet drafts for all at once: the `drafting` rows for which it may bear what that adds.
+        A prophet drafts for all at once: the `drafting` rows for which it may bear what that adds;
+        all, where that is 0.
         """
-        plain, drafting = self.plain(rows), drafting or rows
-        lengths = self.lengths[1:]
-        more = {gamma: (self.seconds(rows, gamma) - plain) / drafting for gamma in lengths}
-        return {0: plain / rows} | {gamma: plain / rows + more[gamma] for gamma in lengths}
+        plain = self.plain(rows)
+        return plain / rows + (self.seconds(rows, gamma, made) - plain) / (drafting or rows)
 
-    def omitted_share(self, rows: int, drafting: int = 0) -> float:
-        """The same of a round for which the prophet drafts and whose drafts are all omitted."""
-        plain, drafting = self.plain(rows), drafting or rows
-        return plain / rows + (self.seconds(rows, 1, 0.0) - plain) / drafting
+    def shares(self, rows: int, drafting: int = 0) -> dict[int, float]:
+        """The same by every length that was measured of a prophet's drafts."""
+        return {gamma: self.share(rows, drafting, gamma) for gamma in self.lengths}
 
     def lookup_shares(self, rows: int) -> dict[int, float]:
         """The same of drafts that are looked up: they are found for a row now and then, which pays
@@ -213,10 +211,9 @@ class _Table:
         expected, pair = self._expected, (rows, gamma)  # others may ask while these are replaced
         seconds = expected.get(pair)
         if seconds is None:
-            measured = self._measured
-            # beyond what was measured as many rows take no less than the most that were
-            least = measured.at(min(rows, self._rows[-1]), gamma)
-            seconds = max(measured.at(rows, gamma), least)
+            seconds = self._measured.at(rows, gamma)
+            if rows > self._rows[-1]:  # they take no less than the most that were measured
+                seconds = max(seconds, self._measured.at(self._rows[-1], gamma))
             if self._growth and self._beyond:
                 seconds += self._beyond * max(0.0, self._growth.at(rows, gamma))
             expected[pair] = seconds

@@ -126,9 +126,8 @@ def _domains(trainer: Trainer, directory: Path) -> list[Domain]:
     for sample in tests:
         figures, samples = [], []
         prompts = spread_prompts(sample, trainer.config.test_prompts, length)
-        for temperature in TEMPERATURES:
-            if prophet is None:
-                break
+        for temperature in TEMPERATURES if prophet else ():
+            assert prophet is not None
             for draft_length in DRAFT_LENGTHS:
                 acceptance, outputs = measure_acceptance(
                     model,
