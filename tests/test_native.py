@@ -117,7 +117,9 @@ def test_bfloat16_is_what_weights_and_cache_are_rounded_to() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_attention_looks_far_back_in_bfloat16_too(shape: tuple[int, int, int, int, int]) -> None:
+def test_attention_looks_far_back_in_bfloat16_too(
+    shape: tuple[int, int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Keys, values and what they are multiplied by are rounded; attention is sharp."""
     model = shaped(*shape)
     with torch.no_grad():
@@ -129,7 +131,12 @@ def test_attention_looks_far_back_in_bfloat16_too(shape: tuple[int, int, int, in
     place, slot = torch.arange(290), torch.zeros(290, dtype=torch.int64)
     native = NativeModel(model, slots=1, context=290, dtype=torch.bfloat16)
     _, logits = native.forward(text, slot, place, place, ((1, 290),))
-    if PRODUCTS == "pairs":  # inputs of linears are rounded too, which is not attention's doing
+    if PRODUCTS == "pairs":  # so are inputs of linears, and queries
+        attend = torch.nn.functional.scaled_dot_product_attention
+        monkeypatch.setattr(
+            "torch.nn.functional.scaled_dot_product_attention",
+            lambda query, *others, **how: attend(query.bfloat16().float(), *others, **how),
+        )
         for block in model.stack.blocks:
             for linear in (block.qkv, block.output, block.gate_up, block.down):  # type: ignore[union-attr]
                 linear.register_forward_pre_hook(lambda _, x: (x[0].bfloat16().float(),))  # type: ignore[union-attr]

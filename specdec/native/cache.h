@@ -21,14 +21,13 @@ namespace specdec {
 constexpr int TOGETHER = SUMS > 16 ? 8 : 6;  // queries that read a text's keys and values at once
 
 template <class C> class Cache {
-    // in steps where weights are: pairs of bfloat16 would round queries and weights of places
-    typedef std::conditional_t<Multiplied<C>::IN_STEPS, Multiplied<C>, Weights<C>> K;
+    typedef Multiplied<C> K;
     typedef typename K::Input Input;
     typedef typename K::Sum Sum;
 
    public:
-    // What a thread needs for itself: of TOGETHER queries these, scores of places and, in steps, their
-    // weights, and of one key or value what it is rounded to.
+    // What a thread needs for itself: of TOGETHER queries these, scores of places and, where they are
+    // rounded, their weights, and of one key or value what it is rounded to.
     struct Scratch {
         std::vector<Input> queries;
         std::vector<float> scores;
@@ -52,7 +51,7 @@ template <class C> class Cache {
         Scratch s;
         s.queries.assign(size_t(TOGETHER) * width_, 0);
         s.scores.assign(size_t(TOGETHER) * row_, 0);
-        if constexpr (K::IN_STEPS) {
+        if constexpr (ROUNDED) {
             s.weights.assign(size_t(TOGETHER) * row_, 0);
             s.rounded.assign(width_, 0);
         }
@@ -66,27 +65,22 @@ template <class C> class Cache {
 
     void put(int64_t text, int place, const float* key, const float* value, Scratch& scratch) {
         C* at = keys(text) + size_t(place / PAIR) * block_;
-        auto put_key = [&](int i, auto x) {
-            K::put(at + size_t(i / K::INPUTS) * K::SIZE, place % PAIR, i % K::INPUTS, x);
-        };
         C* to = values(text) + size_t(place / K::INPUTS) * width_ / PAIR * K::SIZE;
-        auto put_value = [&](int i, auto x) {
-            K::put(to + size_t(i / PAIR) * K::SIZE, i % PAIR, place % K::INPUTS, x);
-        };
-        if constexpr (K::IN_STEPS) {
-            const int16_t* steps = reinterpret_cast<const int16_t*>(scratch.rounded.data());
+        if constexpr (ROUNDED) {
+            typedef uint16_t __attribute__((may_alias)) Half;
+            uint32_t* rounded = scratch.rounded.data();
             C* sizes = at + block_ - 2 * PAIR + place % PAIR;
-            float size = K::round(key, head_, CACHED, scratch.rounded.data());
-            std::memcpy(sizes, &size, sizeof size);
-            for (int i = 0; i < head_; ++i) put_key(i, steps[i]);
-            size = K::round(value, head_, CACHED, scratch.rounded.data());
-            std::memcpy(sizes + PAIR, &size, sizeof size);
-            for (int i = 0; i < head_; ++i) put_value(i, steps[i]);
+            round(key, sizes, rounded);
+            for (int i = 0; i < inputs(head_); ++i) at[size_t(i) * K::SIZE + place % PAIR] = rounded[i];
+            round(value, sizes + PAIR, rounded);
+            const Half* from = reinterpret_cast<const Half*>(rounded);
+            Half* half = reinterpret_cast<Half*>(to) + place % 2;
+            for (int i = 0; i < head_; ++i) half[2 * i] = from[i];
         } else {
-            for (int i = 0; i < head_; ++i) put_key(i, key[i]);
+            for (int i = 0; i < head_; ++i) K::put(at + size_t(i) * K::SIZE, place % PAIR, 0, key[i]);
             int i = 0;
             for (; i + PAIR <= head_; i += PAIR) store(to + size_t(i / PAIR) * K::SIZE, value + i);
-            for (; i < head_; ++i) put_value(i, value[i]);
+            for (; i < head_; ++i) K::put(to + size_t(i / PAIR) * K::SIZE, i % PAIR, 0, value[i]);
         }
     }
 
@@ -106,6 +100,8 @@ template <class C> class Cache {
             if constexpr (K::IN_STEPS) {
                 int steps = std::min<int>(INT16_MAX, INT32_MAX / (CACHED * head_));
                 scales[q] *= K::round(queries[q], head_, steps, asked + q * width_);
+            } else if constexpr (ROUNDED) {
+                K::round(queries[q], head_, asked + q * width_);
             } else {
                 std::copy_n(queries[q], head_, asked + q * width_);
             }
@@ -115,26 +111,26 @@ template <class C> class Cache {
         if constexpr (N > 2)
             for (; b + 2 <= blocks; b += 2) score<Q, 2>(text, asked, scales, scores, b);
         for (; b < blocks; ++b) score<Q, 1>(text, asked, scales, scores, b);
-        const Input* weights;
-        if constexpr (K::IN_STEPS)
+        Input* weights;
+        if constexpr (ROUNDED)
             weights = scratch.weights.data();
         else
             weights = scores;
         for (int q = 0; q < Q; ++q) {
             float* own = scores + size_t(q) * row_;
+            Input* rounded = weights + size_t(q) * row_;
             // beyond a query's own places weights are 0
             std::fill(own + places[q], own + blocks * PAIR, -INFINITY);
             if constexpr (K::IN_STEPS)
-                scales[q] = weights_in_steps(own, keys(text), places[q], blocks,
-                                             scratch.weights.data() + size_t(q) * row_);
+                scales[q] = weights_in_steps(own, keys(text), places[q], blocks, rounded);
             else
-                scales[q] = exponentials(own, blocks * PAIR);
+                scales[q] = exponentials(own, blocks * PAIR, rounded);
         }
-        int steps = inputs(most), parts = width_ / PAIR, part = 0;
-        for (; part + N <= parts; part += N) weigh<Q, N>(text, steps, weights, scales, outs, part);
+        int parts = width_ / PAIR, part = 0;
+        for (; part + N <= parts; part += N) weigh<Q, N>(text, most, weights, scales, outs, part);
         if constexpr (N > 2)
-            for (; part + 2 <= parts; part += 2) weigh<Q, 2>(text, steps, weights, scales, outs, part);
-        for (; part < parts; ++part) weigh<Q, 1>(text, steps, weights, scales, outs, part);
+            for (; part + 2 <= parts; part += 2) weigh<Q, 2>(text, most, weights, scales, outs, part);
+        for (; part < parts; ++part) weigh<Q, 1>(text, most, weights, scales, outs, part);
     }
 
    private:
@@ -146,6 +142,7 @@ template <class C> class Cache {
     }
 
     static constexpr int CACHED = 4095;  // steps of a key's or a value's largest number
+    static constexpr bool ROUNDED = K::INPUTS == 2;  // else numbers are multiplied in float32
 
     static int inputs(int n) { return (n + K::INPUTS - 1) / K::INPUTS; }
     C* keys(int64_t text) { return keys_.data() + text * key_size_; }
@@ -155,6 +152,16 @@ template <class C> class Cache {
     // Sizes of the steps of LANES keys (which = 0) or values (1) of a block, from lane `i` on.
     vf sizes(const C* block, int which, int i) const {
         return (vf)*reinterpret_cast<const vu*>(block + block_ - (2 - which) * PAIR + i);
+    }
+
+    // A key or a value as it is kept, and where that is in steps their size.
+    void round(const float* x, C* size, uint32_t* out) const {
+        if constexpr (K::IN_STEPS) {
+            float each = K::round(x, head_, CACHED, out);
+            std::memcpy(size, &each, sizeof each);
+        } else {
+            K::round(x, head_, out);
+        }
     }
 
     // Scores of Q queries against N blocks of PAIR places, from block `at` on.
@@ -183,14 +190,18 @@ template <class C> class Cache {
         return largest(best);
     }
 
-    // Scores to weights of places; what they are to be multiplied by, to be 1 in all.
-    static float exponentials(float* scores, int end) {
+    // Scores to weights of places, as they are multiplied; what by then, to be 1 in all.  `out` may be
+    // `scores` where they are not rounded.
+    static float exponentials(const float* scores, int end, Input* out) {
         float top = highest(scores, end);
         vf total = {};
         for (int i = 0; i < end; i += LANES) {
-            vf* at = reinterpret_cast<vf*>(scores + i);
-            *at = vexp(*at - top);
-            total += *at;
+            vf weight = vexp(*reinterpret_cast<const vf*>(scores + i) - top);
+            total += weight;
+            if constexpr (ROUNDED)
+                K::round(reinterpret_cast<const float*>(&weight), LANES, out + i / 2);
+            else
+                *reinterpret_cast<vf*>(out + i) = weight;
         }
         return 1.0f / sum(total);
     }
@@ -219,14 +230,25 @@ template <class C> class Cache {
         return std::isfinite(all) ? size / sum(total) : NAN;
     }
 
-    // N parts of PAIR numbers, from `part` on, of values weighed for Q queries, `steps` places or pairs.
+    // N parts of PAIR numbers, from `part` on, of the values of a text's first places weighed for Q queries.
     template <int Q, int N>
-    void weigh(int64_t text, int steps, const Input* weights, const float* scales, float* const* outs,
+    void weigh(int64_t text, int places, const Input* weights, const float* scales, float* const* outs,
                int part) const {
         Sum sums[Q][2 * N];
-        size_t place = size_t(width_) / PAIR * K::SIZE;
-        add_up<K, Q, N>(values(text) + part * K::SIZE, K::SIZE, place, steps,
-                           16 / K::INPUTS * place, weights, row_, sums);
+        size_t apart = size_t(width_) / PAIR * K::SIZE;
+        const C* first = values(text) + part * K::SIZE;
+        int steps = places / K::INPUTS;
+        add_up<K, Q, N>(first, K::SIZE, apart, steps, 16 / K::INPUTS * apart, weights, row_, sums);
+        if constexpr (ROUNDED)
+            if (places % 2)
+#pragma GCC unroll 8
+                for (int b = 0; b < N; ++b) {
+                    K last(first + steps * apart + b * K::SIZE);
+                    last.drop_second();  // of another text, perhaps no number: not even 0 times
+#pragma GCC unroll 8
+                    for (int q = 0; q < Q; ++q)
+                        last.multiply(weights[q * row_ + steps], sums[q][2 * b], sums[q][2 * b + 1]);
+                }
 #pragma GCC unroll 8
         for (int q = 0; q < Q; ++q) {
             alignas(64) float out[N * PAIR];

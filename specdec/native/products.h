@@ -52,6 +52,12 @@ struct Pairs {
         low = (vf)_mm512_dpbf16_ps((__m512)low, first, both);
         high = (vf)_mm512_dpbf16_ps((__m512)high, second, both);
     }
+    // Of each pair's inputs.
+    void drop_second() {
+        auto low = [](__m512bh x) { return (__m512bh)_mm512_and_si512((__m512i)x, _mm512_set1_epi32(0xffff)); };
+        first = low(first);
+        second = low(second);
+    }
     // `count` numbers to bfloat16, in order; what the last vector lacks is 0.
     static void round(const float* x, int count, uint32_t* out) {
         for (; count > 0; count -= LANES, x += LANES, out += LANES / 2) {
@@ -127,6 +133,11 @@ struct Integers {
         Whole both = each(x);
         low = add_pairs(low, first, both);
         high = add_pairs(high, second, both);
+    }
+    // Of each pair's inputs.
+    void drop_second() {
+        first = (Whole)((vi)first & 0xffff);
+        second = (Whole)((vi)second & 0xffff);
     }
     // `count` numbers in steps, the largest in `most`, behind an odd number a zero; the size of a step, NaN
     // where one of the numbers is no finite one.
