@@ -31,8 +31,8 @@ SOURCES, HEADERS = sorted(NATIVE.glob("*.cpp")), sorted(NATIVE.glob("*.h"))
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 
 Products = Literal["float32", "pairs", "integers"]
-"""How bfloat16 weights, keys and values are multiplied: `native/products.h` and `native/cache.h` say
-what each rounds."""
+"""How bfloat16 weights, keys and values are multiplied: `native/products.h` and `native/cache.h`
+say what each rounds."""
 PRODUCTS = get_args(Products)
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
