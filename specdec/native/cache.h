@@ -190,8 +190,8 @@ template <class C> class Cache {
         return largest(best);
     }
 
-    // Scores to weights of places, as they are multiplied; what by then, to be 1 in all.  `out` may be
-    // `scores` where they are not rounded.
+    // Scores to weights of places, rounded if need be; what those are to be multiplied by, to be 1 in
+    // all.  `out` may be `scores` where they are not rounded.
     static float exponentials(const float* scores, int end, Input* out) {
         float top = highest(scores, end);
         vf total = {};

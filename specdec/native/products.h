@@ -54,9 +54,8 @@ struct Pairs {
     }
     // Of each pair's inputs.
     void drop_second() {
-        auto low = [](__m512bh x) { return (__m512bh)_mm512_and_si512((__m512i)x, _mm512_set1_epi32(0xffff)); };
-        first = low(first);
-        second = low(second);
+        first = (__m512bh)((vi)first & 0xffff);
+        second = (__m512bh)((vi)second & 0xffff);
     }
     // `count` numbers to bfloat16, in order; what the last vector lacks is 0.
     static void round(const float* x, int count, uint32_t* out) {
