@@ -7,6 +7,7 @@ wrong; what drafting has lost against plain rounds is added up from what was mea
 an end to it (`Budget`).  Plain Python, no tensors, no clock.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -36,7 +37,7 @@ class Drafts(NamedTuple):
 class DraftLengths:
     """Decides for all rows that leave it open, every few rounds."""
 
-    EVERY = 128
+    EVERY = 256
     """Rounds between decisions, and eight more for each row: they cost time too."""
     FIRST = 16
     """Rounds until the second decision; then four times as many, and so on."""
@@ -48,9 +49,9 @@ class DraftLengths:
     """What drafting has to promise over plain decoding: costs are believed that well, no better."""
     PROBE = 3
     """A row that does not draft tries so many bytes between decisions, if that may pay."""
-    RESTING = 4
+    RESTING = 2
     """Decisions are so many times rarer while nobody drafts and nothing speaks for trying."""
-    TOLD = 16
+    TOLD = 64
     """Among so many rows whose drafts could hardly pay one may draft all the same."""
     PLAIN_EVERY, PLAIN = 1600, 32
     """While rows draft, so many rounds among so many are plain: what they cost is the yardstick."""
@@ -58,6 +59,8 @@ class DraftLengths:
     """From one of so many calls with drafts something is learned, while nothing is tried."""
     LOOK_EVERY = 64
     """While nobody drafts one call in so many rounds is observed."""
+    FEW = 48
+    """Where no row may write as many bytes more it is not decided again: it would hardly pay."""
     REMEMBERED = 800
     """Rounds at most from which is known how often texts repeat themselves."""
     SETTLING = 12
@@ -144,20 +147,24 @@ class DraftLengths:
         """From now on rows, of whatever mode, have so many bytes behind them, in the mean."""
         self._costs.lie_behind(places)
 
-    def plan(self, fixed: Sequence[int], consuming: bool = False) -> Drafts:
+    def plan(self, fixed: Sequence[int], consuming: bool = False, left: float = math.inf) -> Drafts:
         """What each row drafts in the next rounds, beside rows whose lengths are fixed.
 
         While prompts are consumed more rows are about to come, so nothing is decided for those
-        that there are.
+        that there are.  None of them writes more than `left` bytes.
         """
         if not self._rows:
             return Drafts({}, {})
         count = len(self._rows) + len(fixed)
-        # many fewer than when it was decided: those that are left may end as soon
-        if 3 * count <= 2 * self._among:
-            self._wait = min(self._wait, self._age + self.FIRST)
         changed = not self._decided or 3 * count >= 5 * self._among
-        if self._age >= self._wait or (changed and not consuming):
+        if 3 * count <= 2 * self._among:  # many fewer than when it was decided
+            if count > 1:  # those that are left may end as soon
+                self._wait = min(self._wait, self._age + self.FIRST)
+            else:
+                changed = True
+        if self._decided and left < self.FEW:
+            self._wait = max(self._wait, self._age + MOST_ROUNDS)
+        elif self._age >= self._wait or (changed and not consuming):
             self._among = count
             # soon again at first: what was measured may be far off
             most = self.EVERY + 8 * len(self._rows)

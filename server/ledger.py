@@ -77,11 +77,10 @@ class Ledger:
         some rows consumed prompt; what came for rows that are `gone` is nobody's.
         """
         rounds = len(elapsed) or 1
-        draft, verify, accept = spent
+        draft, verify, accept, drafting = spent
         if verify:
             host = seconds - verify - accept
             if draft and any(result.wanted for result in results.values()):
-                drafting = _drafting([result for result in results.values() if result.wanted])
                 self._draft.observe(draft / drafting, drafting)
                 host -= draft
             (self._prefill if consumes else self._verify).observe(verify / rounds, rounds)
@@ -117,11 +116,3 @@ class Ledger:
             gpu,
             pid,
         )
-
-
-def _drafting(results: Sequence[RowResult]) -> int:
-    """In how many rounds one of these rows drafted."""
-    if len(results) == 1:  # which has them added up already
-        return sum(times for tried, times in results[0].tally.items() if tried.wanted)
-    them = zip(*(result.rounds for result in results), strict=True)
-    return sum(any(tried.wanted for tried in row) for row in them)

@@ -4,7 +4,7 @@ Plain Python, no clock.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -85,12 +85,10 @@ class RoundCosts:
     def p_min(self, rows: int) -> float:
         """The chance below which a draft is not worth its place in the pass: what that adds to a
         round, measured in plain ones, which give a byte."""
-        lengths, table = self.lengths[1:], self._kinds[False]
-        if not lengths:
-            return 0.0
-        few, many = (lengths[0], lengths[-1]) if len(lengths) > 1 else (0, lengths[0])
-        more = table.added(rows, many) - table.added(rows, few)
-        return min(1.0, max(0.0, more / (many - few)))
+        lengths = self.lengths[1:] if len(self.lengths) > 2 else self.lengths
+        few, many = lengths[0], lengths[-1]
+        prices = self._kinds[False].prices(rows)
+        return min(1.0, max(0.0, (prices[many] - prices[few]) / max(1, many - few)))
 
     def share(self, rows: int, drafting: int, gamma: int, made: float | None = None) -> float:
         """A row's share of those seconds.
@@ -103,14 +101,21 @@ class RoundCosts:
 
     def shares(self, rows: int, drafting: int = 0) -> dict[int, float]:
         """The same by every length that was measured of a prophet's drafts."""
-        return {gamma: self.share(rows, drafting, gamma) for gamma in self.lengths}
+        table, plain = self._kinds[False], self.plain(rows)
+        none, each = plain / rows, plain / (drafting or rows)
+        lately, prices = table.lately, table.prices(rows)
+        return {
+            gamma: none + each * lately.at(prices[gamma]) if gamma else none
+            for gamma in self.lengths
+        }
 
     def lookup_shares(self, rows: int) -> dict[int, float]:
         """The same of drafts that are looked up: they are found for a row now and then, which pays
         for that round alone."""
         table, plain = self._kinds[True], self.plain(rows)
+        lately, prices = table.lately, table.prices(rows)
         return {
-            gamma: plain / rows + plain * table.lately.at(table.added(rows, gamma) / rows)
+            gamma: plain / rows + plain * lately.at(prices[gamma] / rows)
             for gamma in table.lengths[1:]
         }
 
@@ -119,11 +124,11 @@ class RoundCosts:
         should, or until there were a few by what rounds of other rows did."""
         lately = self._lately.get(rows)
         pace = lately.mean if lately is not None and lately.enough else self._plain
-        return pace * self._kinds[False].expected(rows, 0)
+        return pace * self._kinds[False].plain(rows)
 
     def observe_plain(self, rows: int, seconds: float, rounds: int) -> None:
         """So many plain rounds, in which no prompt was consumed, took so long each."""
-        pace = seconds / self._kinds[False].expected(rows, 0)
+        pace = seconds / self._kinds[False].plain(rows)
         self._plain += 0.1 * (min(2 * self._plain, pace) - self._plain)
         self._lately.setdefault(rows, Lately()).observe(pace, rounds)
         # nothing shows now what drafts cost: what was seen last fades
@@ -191,73 +196,87 @@ class _Table:
 
     def __init__(self, measured: Measured, growth: Measured, in_steps: bool = False) -> None:
         """`in_steps`: what drafts costs something even where it makes none."""
-        self._in_steps = in_steps
         self._rows = sorted({rows for rows, _ in measured})
         self.lengths = tuple(sorted({gamma for _, gamma in measured}))
         if not self._rows or len(measured) != len(self._rows) * len(self.lengths):
             raise ValueError("costs must be measured for every pair of row count and draft length")
         if self.lengths[0] != 0:
             raise ValueError("costs of plain rounds are missing")
-        self._measured = _Plane(_smoothed(measured, self._rows, self.lengths))
-        self._growth = _Plane(growth) if growth else None
+        smoothed = _smoothed(measured, self._rows, self.lengths)
+        grows = sorted({rows for rows, _ in growth}), sorted({gamma for _, gamma in growth})
+        self._measured, self._growth = {}, {}
+        for rows in self._rows:
+            self._measured[rows] = [smoothed[rows, gamma] for gamma in self.lengths]
+            if growth:
+                self._growth[rows] = [_at(growth, grows, rows, gamma) for gamma in self.lengths]
+        self._steps = self.lengths[1:] if in_steps and len(self.lengths) > 2 else self.lengths
+        self._places = [_between(self._steps, length) for length in range(LONGEST_DRAFT + 1)]
+        """Of each length between those."""
         self._beyond = 0
-        self._expected: dict[tuple[int, int], float] = {}
+        self._seconds: dict[int, dict[int, float]] = {}
         self._prices: dict[int, list[float]] = {}
-        points = [self.added(rows, gamma) for rows in self._rows for gamma in self.lengths[1:]]
+        points = [self.prices(rows)[gamma] for rows in self._rows for gamma in self.lengths[1:]]
         self.lately = _Line(points, self.KNOWN / max(1, len(points)))
 
-    def expected(self, rows: int, gamma: int) -> float:
+    def plain(self, rows: int) -> float:
         """Seconds."""
-        expected, pair = self._expected, (rows, gamma)  # others may ask while these are replaced
-        seconds = expected.get(pair)
-        if seconds is None:
-            seconds = self._measured.at(rows, gamma)
+        return self._expected(rows)[0]
+
+    def _expected(self, rows: int) -> dict[int, float]:
+        """Seconds by the lengths that were measured."""
+        known = self._seconds  # others may ask while it is replaced
+        if rows not in known:
+            few, many, further = _between(self._rows, rows)
+            between = _mean(self._measured[few], self._measured[many], further)
             if rows > self._rows[-1]:  # they take no less than the most that were measured
-                seconds = max(seconds, self._measured.at(self._rows[-1], gamma))
+                between = list(map(max, between, self._measured[self._rows[-1]]))
             if self._growth and self._beyond:
-                seconds += self._beyond * max(0.0, self._growth.at(rows, gamma))
-            expected[pair] = seconds
-        return seconds
+                more = _mean(self._growth[few], self._growth[many], further)
+                between = [
+                    value + self._beyond * max(0.0, each)
+                    for value, each in zip(between, more, strict=True)
+                ]
+            known[rows] = dict(zip(self.lengths, between, strict=True))
+        return known[rows]
 
     def grow(self, beyond: int) -> None:
         """So many bytes more are behind each row than when it was measured."""
         if self._growth and beyond != self._beyond:
-            self._beyond, self._expected, self._prices = beyond, {}, {}
-
-    def added(self, rows: int, gamma: int) -> float:
-        """What so many drafts each were measured to add, in plain rounds."""
-        return self.expected(rows, gamma) / self.expected(rows, 0) - 1
+            self._beyond, self._seconds, self._prices = beyond, {}, {}
 
     def prices(self, rows: int) -> list[float]:
-        """What 0, 1, … drafts of a row each add, if all rows have them."""
+        """What 0, 1, … drafts of a row each were measured to add, if all rows have them, in plain
+        rounds."""
         if rows not in self._prices:
-            price = self.drafting if self._in_steps else self.added
-            self._prices[rows] = [price(rows, length) for length in range(LONGEST_DRAFT + 1)]
+            seconds = self._expected(rows)
+            self._prices[rows] = [
+                max(0.0, ((1 - further) * seconds[few] + further * seconds[many]) / seconds[0] - 1)
+                for few, many, further in self._places
+            ]
         return self._prices[rows]
 
     def drafting(self, rows: int, made: float) -> float:
         """The same of so many in the mean, perhaps less than one: what drafting costs before the
         first place to verify is there all the same."""
-        return max(0.0, among_drafts(self.lengths, lambda gamma: self.added(rows, gamma), made))
+        prices = self.prices(rows)
+        few, many, further = _between(self._steps, made)
+        return max(0.0, (1 - further) * prices[few] + further * prices[many])
 
 
-class _Plane:
-    """Values measured at some pairs of a row count and a draft length, and what lies between."""
+def _at(values: Measured, known: tuple[list[int], list[int]], rows: int, gamma: int) -> float:
+    """Linear between what was measured at some rows and draft lengths, outside in proportion to the
+    last two."""
+    few, many, further = _between(known[0], rows)
+    less, more, beyond = _between(known[1], gamma)
+    low, high = (
+        (1 - beyond) * values[count, less] + beyond * values[count, more] for count in (few, many)
+    )
+    return (1 - further) * low + further * high
 
-    def __init__(self, values: Measured) -> None:
-        self._values = values
-        self._rows = sorted({rows for rows, _ in values})
-        self._lengths = sorted({gamma for _, gamma in values})
 
-    def at(self, rows: int, gamma: int) -> float:
-        """Linear between what was measured, outside in proportion to the last two."""
-        few, many, further = _between(self._rows, rows)
-        less, more, beyond = _between(self._lengths, gamma)
-        low, high = (
-            (1 - beyond) * self._values[count, less] + beyond * self._values[count, more]
-            for count in (few, many)
-        )
-        return (1 - further) * low + further * high
+def _mean(low: Sequence[float], high: Sequence[float], further: float) -> list[float]:
+    """As far from the one to the other."""
+    return [(1 - further) * a + further * b for a, b in zip(low, high, strict=True)]
 
 
 class _Line:
@@ -350,13 +369,6 @@ def _smoothed(
                 line = mean + slope * (gamma - middle)
                 result[count, gamma] = (measured[count, gamma] + max(0.0, line)) / 2
     return result
-
-
-def among_drafts(lengths: Sequence[int], cost: Callable[[int], float], made: float) -> float:
-    """What rounds cost that make so many drafts in the mean, perhaps less than one, from what they
-    cost by draft length, 0 the first: what drafting costs at all is in each of the others."""
-    few, many, further = _between(lengths[1:] if len(lengths) > 2 else lengths, made)
-    return (1 - further) * cost(few) + further * cost(many)
 
 
 def _between(known: Sequence[int], value: float) -> tuple[int, int, float]:

@@ -119,6 +119,11 @@ class _Row:
         return len(self.submission.prompt) + self.generated
 
     @property
+    def left(self) -> int:
+        """Bytes that it may still write."""
+        return self.submission.max_tokens - self.generated
+
+    @property
     def stays_plain(self) -> bool:
         """Whether its lengths were left open and are 0 to the end."""
         return self.submission.mode is Mode.AUTO and not self.decides
@@ -360,7 +365,8 @@ class Scheduler:
                 self._lengths.lie_behind(places / len(drafts))
             if self._lengths.rows:
                 fixed = [n for slot, n in drafts.items() if not self._running[slot].decides]
-                chosen, lookups, rounds = self._lengths.plan(fixed, consuming=bool(chunks))
+                left = max(self._running[slot].left for slot in drafts)
+                chosen, lookups, rounds = self._lengths.plan(fixed, bool(chunks), left)
                 drafts.update(chosen)
             for slot in drafts:
                 if self._running[slot].stays_plain:
@@ -368,7 +374,8 @@ class Scheduler:
         if self._p_min is not None:
             p_min = self._p_min
         else:
-            p_min = self._lengths.p_min(len(drafts)) if self._lengths and drafts else 0.0
+            omits = self._lengths and any(drafts.values())
+            p_min = self._lengths.p_min(len(drafts)) if self._lengths and omits else 0.0
         rows = {slot: self._running[slot] for slot in (*drafts, *chunks)}
         if any(row.awaited for row in rows.values()):
             rounds = 1

@@ -5,6 +5,7 @@ for near-ties: sums are ordered otherwise, so a process decodes by one or the ot
 """
 
 import ctypes
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary, finalize
@@ -33,8 +34,8 @@ from specdec.round import (
 )
 from specdec.state import SlotState
 
-_OUTPUT, _TRIES = MOST_ROUNDS * (LONGEST_DRAFT + 1), MOST_ROUNDS * len(Try._fields)
-"""What a row has in a call's arrays."""
+_OUTPUT = MOST_ROUNDS * (LONGEST_DRAFT + 1)
+"""Bytes that a row may get from a call."""
 
 
 MEMORY = 32
@@ -121,6 +122,18 @@ class _Round(ctypes.Structure):
     ]
 
 
+class _Tries(dict[int, Try]):
+    """By how round.cpp's `tried` writes them: there are few, seen again and again."""
+
+    def __missing__(self, code: int) -> Try:
+        drafted, accepted, omitted = (code >> shift & 31 for shift in (0, 5, 10))
+        self[code] = Try(drafted, accepted, (code >> 15) - 1, omitted)
+        return self[code]
+
+
+_tries = _Tries()
+
+
 class _Buffers:
     """What rounds over a state are described by and answer into, used again and again.
 
@@ -139,8 +152,8 @@ class _Buffers:
         self.lookup = (ctypes.c_int64 * (state.slots * len(TIERS)))()
         self.tokens = (ctypes.c_uint8 * (state.slots * _OUTPUT))()
         self.count, self.done, self.ended = integers(), (ctypes.c_int64 * 1)(), octets()
-        self.tries = (ctypes.c_int64 * (state.slots * _TRIES))()
-        self.seconds, self.elapsed = (ctypes.c_double * 3)(), (ctypes.c_double * MOST_ROUNDS)()
+        self.tries = (ctypes.c_int32 * (state.slots * MOST_ROUNDS))()
+        self.seconds, self.elapsed = (ctypes.c_double * 4)(), (ctypes.c_double * MOST_ROUNDS)()
         for name, kind, *_ in _Round._fields_:
             if kind is ctypes.c_void_p and hasattr(self, name):
                 setattr(self.round, name, ctypes.addressof(getattr(self, name)))
@@ -186,21 +199,24 @@ def run_native_round(
         ctypes.byref(buffers.round),
     )
     results, at, rounds = [], 0, buffers.done[0]
+    draft, verify, accept, drafting = buffers.seconds
     for index, row in enumerate(decodes):
-        output = bytes(buffers.tokens[index * _OUTPUT : index * _OUTPUT + buffers.count[index]])
-        tries: tuple[Try, ...] = (PLAIN,) * rounds
+        output = ctypes.string_at(buffers.round.tokens + index * _OUTPUT, buffers.count[index])
+        tries, times = (PLAIN,) * rounds, {PLAIN: rounds}
         drafted = accepted = omitted = 0
         if row.longest:
-            begin, each = index * _TRIES, len(Try._fields)
-            numbers = buffers.tries[begin : begin + each * rounds]
-            by_field = [numbers[field::each] for field in range(each)]
-            tries = tuple(map(Try, *by_field))
-            drafted, accepted, _, omitted = map(sum, by_field)
+            codes = buffers.tries[index * MOST_ROUNDS : index * MOST_ROUNDS + rounds]
+            tries = tuple(map(_tries.__getitem__, codes))
+            times = {_tries[code]: number for code, number in Counter(codes).items()}
+            for tried, number in times.items():
+                drafted += number * tried.drafted
+                accepted += number * tried.accepted
+                omitted += number * tried.omitted
         logprobs: tuple[ByteLogprob, ...] = ()
         if row.alternatives >= 0:
             logprobs = _records(buffers.logits[at:], output, row.alternatives)
         ended = buffers.ended[index] != 0
-        results.append(RowResult(output, drafted, accepted, ended, logprobs, tries, omitted))
+        results.append(RowResult(output, drafted, accepted, ended, logprobs, tries, omitted, times))
         at += drafted + 1
     scored = {}
     for prefill in prefills:
@@ -212,7 +228,7 @@ def run_native_round(
     return RoundResult(
         tuple(results),
         tuple(scored[p.slot] for p in work.prefills),
-        Seconds(*buffers.seconds),
+        Seconds(draft, verify, accept, int(drafting)),
         tuple(buffers.elapsed[:rounds]),
     )
 

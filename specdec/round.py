@@ -136,6 +136,8 @@ class RowResult:
     logprobs: tuple[ByteLogprob, ...] = ()
     tries: tuple[Try, ...] = ()
     omitted: int = 0
+    times: Mapping[Try, int] | None = field(default=None, compare=False, repr=False)
+    """How often each of `tries` came about, where that was counted."""
 
     @property
     def rounds(self) -> tuple[Try, ...]:
@@ -148,15 +150,17 @@ class RowResult:
     @cached_property
     def tally(self) -> Mapping[Try, int]:
         """How often each came about."""
-        return Counter(self.rounds) if self.wanted else {PLAIN: len(self.rounds)}
+        return self.times or Counter(self.rounds)
 
 
 class Seconds(NamedTuple):
-    """Where a round's time went: drafts, the pass of the model, and all from the byte rule on."""
+    """Where the time of rounds went: drafts, the pass of the model, and all from the byte rule on;
+    and in how many of them drafts were wanted."""
 
     draft: float = 0.0
     verify: float = 0.0
     accept: float = 0.0
+    drafting: int = 1
 
 
 @dataclass(frozen=True)

@@ -581,7 +581,7 @@ def test_prices_are_learned_from_rounds_that_fit_among_others_that_do_not() -> N
     for _ in range(200):
         costs.observe(rounds, [2.0, 9.0, 3.0])
     looked_up = costs._kinds[True]
-    assert looked_up.lately.at(looked_up.added(2, 4)) == pytest.approx(2.0 - 1.0, abs=0.1)
+    assert looked_up.lately.at(looked_up.prices(2)[4]) == pytest.approx(2.0 - 1.0, abs=0.1)
     assert costs.seconds(2, 4) == pytest.approx(3.0, abs=0.2)
 
 

@@ -49,7 +49,7 @@ def test_parts_of_several_rounds_in_one_call() -> None:
         0: RowResult(b"x" * 8, 5, 4, ended=False, tries=tries),
         1: RowResult(b"x" * 4, 0, 0, ended=False, tries=(PLAIN,) * 4),
     }
-    ledger.enter(both, [0], False, 0.012, Seconds(0.002, 0.004, 0.004), (), (1e-3,) * 4)
+    ledger.enter(both, [0], False, 0.012, Seconds(0.002, 0.004, 0.004, 2), (), (1e-3,) * 4)
     figures = ledger.figures({}, 0, None, 1)
     counts = {phase: sum(tally.counts) for phase, tally in figures.phases.items()}
     assert counts == {"draft": 2, "verify": 4, "prefill": 0, "accept": 4, "host": 4}

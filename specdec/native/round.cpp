@@ -37,12 +37,18 @@ struct Round {
     int64_t* count;
     uint8_t* ended;
     int64_t* done;    // [1]: rounds that were run
-    int64_t* tries;   // [rows, MOST_ROUNDS, 4]: drafts, those accepted, the tier they are from or -1,
-                      // how many more were wanted
+    int32_t* tries;   // [rows, MOST_ROUNDS], see `tried`
     float* logits;    // [rows' places, then scored prompt bytes, 256] of the last round
-    double* seconds;  // [3]: spent drafting, in the pass, and on what follows it
+    double* seconds;  // [4]: spent drafting, in the pass, and on what follows it; and not seconds but
+                      // in how many rounds drafts were wanted
     double* elapsed;  // [MOST_ROUNDS], of each round
 };
+
+// A row's drafts in a round, in five bits each: how many, those accepted, how many more were wanted,
+// and above them the tier that they are from, plus one.  0: a plain round.
+inline int32_t tried(int64_t drafted, int64_t accepted, int64_t omitted, int tier) {
+    return int32_t(drafted | accepted << 5 | omitted << 10 | int64_t(tier + 1) << 15);
+}
 
 class Model {
    public:
@@ -50,7 +56,7 @@ class Model {
         : stack_(stack), embedding_(embedding, embedding + size_t(256) * stack.width()) {}
 
     void run(Team& team, Drafter* drafter, const SpecdecSlots& slots, const Round& round) {
-        std::fill_n(round.seconds, 3, 0.0);
+        std::fill_n(round.seconds, 4, 0.0);
         *round.done = 0;
         for (int r = 0; r < round.rows; ++r) {
             round.count[r] = round.ended[r] = 0;
@@ -121,6 +127,7 @@ class Model {
         if (judged) team.run([&](int t) { judge(t, team.size(), slots, round, judged); });
         committed_.clear();
         for (int r = 0; r < rows; ++r) accept(slots, round, r);
+        round.seconds[3] += std::any_of(wanted_of_.begin(), wanted_of_.end(), [](int64_t n) { return n > 0; });
         int at = judged;
         for (int p = 0; p < round.prefills; ++p) {
             int size = int(round.prefill_size[p]);
@@ -209,11 +216,8 @@ class Model {
             texts_.put(slot, m + 1 + i, chosen[i]);
             ++slots.counts[slot * 256 + chosen[i]];
         }
-        int64_t* tries = round.tries + 4 * (r * MOST_ROUNDS + *round.done);
-        tries[0] = gamma;
-        tries[1] = std::min(agreed, count);
-        tries[2] = tier_[r];
-        tries[3] = wanted_of_[r] - gamma;
+        round.tries[r * MOST_ROUNDS + *round.done] =
+            tried(gamma, std::min(agreed, count), wanted_of_[r] - gamma, tier_[r]);
         round.count[r] += count;
         round.ended[r] = ended;
         slots.length[slot] = m + count;
