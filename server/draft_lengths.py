@@ -98,13 +98,13 @@ class DraftLengths:
         """A row begins to decode for which the prophet may draft up to `most` bytes a round, or up
         to `longest` may be looked up."""
         row = OpenRow(most, self._usual, self._met, self._made, longest)
-        if self._rows:  # as the others until it is decided
+        if self._rows and self._drafting:  # as the others until it is decided
             for index, case in enumerate(row.cases):
                 lengths = [other.cases[index].length for other in self._rows.values()]
                 most = min(case.most, max(set(lengths), key=lengths.count))
                 known = self._costs.lookup_lengths if index else self._costs.lengths
                 case.length = max(gamma for gamma in known if gamma <= most)
-        else:
+        elif not self._rows:
             self._decided, self._age, self._wait = False, 0, self.FIRST
         self._rows[slot] = row
         self._rested = True
@@ -180,19 +180,18 @@ class DraftLengths:
         self._age += 1
         if self._since_plain >= self.PLAIN_EVERY:
             self._since_plain, self._plain_left = 0, self.PLAIN
-        if self._plain_left:
+        rounds = self._plain_left or max(self.FIRST, self._wait - self._age + 1)
+        if self._plain_left or not (self._drafting or self._trying):
             for row in self._rows.values():
                 row.pause()
-            return Drafts(dict.fromkeys(self._rows, 0), {}, self._plain_left)
+            return Drafts(dict.fromkeys(self._rows, 0), {}, rounds)
         tries = any(row.cases[USUAL].probe for row in self._rows.values())
         lengths, lookups = {}, {}
         for slot, row in self._rows.items():
             lengths[slot], lookup = row.next_draft()
             if lookup is not NO_LOOKUP:
                 lookups[slot] = lookup
-        return Drafts(
-            lengths, lookups, TRIALS if tries else max(self.FIRST, self._wait - self._age + 1)
-        )
+        return Drafts(lengths, lookups, TRIALS if tries else rounds)
 
     def over(self, lengths: Mapping[int, int], rounds: int) -> bool:
         """Rounds that were planned so are over.  Whether they are to be observed: looking takes

@@ -88,9 +88,14 @@ class Ledger:
                 self._accept.observe(accept / rounds, rounds)
             self._host.observe(max(0.0, host) / rounds, rounds)
         for slot in chosen:
-            if slot not in gone:
-                for tried, times in results[slot].tally.items():
-                    self._lengths[tried.drafted] += times
+            if slot in gone:
+                continue
+            result = results[slot]
+            if not result.drafted:
+                self._lengths[0] += rounds
+                continue
+            for tried, times in result.tally.items():
+                self._lengths[tried.drafted] += times
         if self._costs and not consumes:
             self._decode_s += sum(elapsed) if elapsed else seconds
             rows = len(results)
