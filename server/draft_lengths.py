@@ -162,9 +162,8 @@ class DraftLengths:
                 self._wait = min(self._wait, self._age + self.FIRST)
             else:
                 changed = True
-        if self._decided and left < self.FEW:
-            self._wait = max(self._wait, self._age + MOST_ROUNDS)
-        elif self._age >= self._wait or (changed and not consuming):
+        ending = self._decided and left < self.FEW and self._budget.open
+        if not ending and (self._age >= self._wait or (changed and not consuming)):
             self._among = count
             # soon again at first: what was measured may be far off
             most = self.EVERY + 8 * len(self._rows)
@@ -180,7 +179,8 @@ class DraftLengths:
         self._age += 1
         if self._since_plain >= self.PLAIN_EVERY:
             self._since_plain, self._plain_left = 0, self.PLAIN
-        rounds = self._plain_left or max(self.FIRST, self._wait - self._age + 1)
+        wait = MOST_ROUNDS if ending else max(self.FIRST, self._wait - self._age + 1)
+        rounds = self._plain_left or wait
         if self._plain_left or not (self._drafting or self._trying):
             for row in self._rows.values():
                 row.pause()
