@@ -4,7 +4,8 @@ Answers are wanted whole.  A turn decodes the same prompts with the same seeds o
 in an order that changes from turn to turn; base, auto and base without a prophet are side by side,
 for a shared machine is another a second later.  Outputs are compared.  Ratios to base are paired by
 turn; the lower bound is that of the 95 % interval of their median, from their order alone (sign
-test), so that a turn which something else held up counts like any other.  Base itself is held
+test), so that a turn which something else held up counts like any other.  A turn ends with its last
+row; how long a row waits for its own end in the mean is told beside that.  Base itself is held
 against an engine that has no prophet, which is asked in the same turns.  In every
 `--others-every`-th turn auto is also held against fixed draft lengths, against itself with the
 prophet alone, and with what is looked up in the text alone.
@@ -21,6 +22,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -40,15 +42,25 @@ PAIRED = ("base", "auto", BARE)
 class Receiver:
     def __init__(self) -> None:
         self.output, self.done = b"", threading.Event()
-        self.rounds = 0
+        self.rounds, self.ended = 0, 0.0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Progress | Finished):
             self.output += event.output
         if not isinstance(event, Progress):
             assert isinstance(event, Finished), event
-            self.rounds = event.speculation.rounds
+            self.rounds, self.ended = event.speculation.rounds, time.perf_counter()
             self.done.set()
+
+
+class Turn(NamedTuple):
+    """Seconds until all rows are done, their outputs, bytes per round, and the mean of the seconds
+    until each row is done."""
+
+    seconds: float
+    outputs: list[bytes]
+    bytes_per_round: float
+    latency: float
 
 
 def run(
@@ -59,8 +71,7 @@ def run(
     lookup: int,
     temperature: float,
     tokens: int,
-) -> tuple[float, list[bytes], float]:
-    """Seconds until all are done, their outputs, and bytes per round."""
+) -> Turn:
     _forget(engine, len(prompts))
     receivers = [Receiver() for _ in prompts]
     params = SamplingParams(temperature=temperature)
@@ -84,8 +95,12 @@ def run(
     for receiver in receivers:
         receiver.done.wait()
     seconds = time.perf_counter() - began
-    rounds = sum(receiver.rounds for receiver in receivers)
-    return seconds, [receiver.output for receiver in receivers], len(prompts) * tokens / rounds
+    return Turn(
+        seconds,
+        [receiver.output for receiver in receivers],
+        len(prompts) * tokens / sum(receiver.rounds for receiver in receivers),
+        statistics.mean(receiver.ended for receiver in receivers) - began,
+    )
 
 
 def _forget(engine: Engine, slots: int) -> None:
@@ -149,8 +164,8 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     spare_collector()  # as the server does
     print(
-        "domain  batch  temp    base B/s    auto B/s  ratio [lower 95 %]  best fixed γ  auto/best"
-        "  base/no prophet [lower 95 %]"
+        "domain  batch  temp    base B/s    auto B/s  ratio [lower 95 %]  each by itself"
+        "  best fixed γ  auto/best  base/no prophet [lower 95 %]"
     )
     most, lookup = engine.info.longest_draft, engine.info.longest_lookup
     modes = {"base": (Mode.BASE, 0, 0), "auto": (Mode.AUTO, most, lookup)}
@@ -164,30 +179,36 @@ def main(arguments: list[str]) -> int:
             for batch in options.batch:
                 seconds: dict[str, list[float]] = {name: [] for name in modes}
                 bytes_per_round: dict[str, list[float]] = {name: [] for name in modes}
+                latency: dict[str, list[float]] = {name: [] for name in modes}
                 for turn in range(options.turns):
                     chosen = [prompts[(turn * batch + i) % len(prompts)] for i in range(batch)]
                     asked = PAIRED if turn % options.others_every else list(modes)
                     names, outputs = _order(asked, random.Random(turn)), {}
                     for name in names:
-                        elapsed, outputs[name], rate = run(
+                        took = run(
                             bare if name == BARE else engine,
                             chosen,
                             *modes[name],
                             temperature,
                             options.tokens,
                         )
-                        seconds[name].append(elapsed)
-                        bytes_per_round[name].append(rate)
+                        outputs[name] = took.outputs
+                        seconds[name].append(took.seconds)
+                        bytes_per_round[name].append(took.bytes_per_round)
+                        latency[name].append(took.latency)
                     differing += sum(outputs[name] != outputs["base"] for name in names)
                 total = batch * options.tokens
                 row = _row(seconds, bytes_per_round, total, options.others_every)
+                waits = zip(latency["base"], latency["auto"], strict=True)
+                row["latency_ratio"] = round(statistics.median(a / b for a, b in waits), 3)
                 results.append(
                     {"domain": domain, "temperature": temperature, "batch": batch, **row}
                 )
                 print(
                     f"{domain:6} {batch:6} {temperature:5} {row['base_bytes_per_second']:11} "
                     f"{row['auto_bytes_per_second']:11} {row['ratio']:7} [{row['lower_95']}] "
-                    f"{row['best_fixed']:>12} {row['auto_to_best_fixed']:>10} "
+                    f"{row['latency_ratio']:12} {row['best_fixed']:>12} "
+                    f"{row['auto_to_best_fixed']:>10} "
                     f"{row['base_to_no_prophet']:>10} [{row['base_to_no_prophet_lower_95']}]",
                     flush=True,
                 )

@@ -47,6 +47,8 @@ def decode(record: Record) -> str:
 
 def auto(record: Record) -> str:
     titles = ["domain", "T", "rows", "base, bytes/s", "auto, bytes/s", "ratio, median", "lower"]
+    waits = "latency_ratio" in record["results"][0]
+    titles += ["until its own end"] if waits else []
     titles += ["prophet alone", "lookup alone", "best fixed γ", "against that"]
     titles += ["base to no prophet", "lower"]
     rows = []
@@ -60,6 +62,7 @@ def auto(record: Record) -> str:
                 f"{r['base_bytes_per_second']:,}",
                 f"{r['auto_bytes_per_second']:,}",
                 *(_ratio(r[name]) for name in ("ratio", "lower_95")),
+                *([_ratio(r["latency_ratio"])] if waits else []),
                 *(
                     _ratio(rate[alone] / rate["base"] if alone in rate else None)
                     for alone in ("prophet alone", "lookup alone")
