@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -56,20 +56,19 @@ def measure_costs(decoder: Decoder[Any], longest_lookup: int) -> RoundCosts | No
     for rows in _row_counts(decoder.slots):
         if time.monotonic() - began > LONGEST_S:
             break
-        seconds = _measure(decoder, rows, kinds, near)
-        if far >= 2 * near:
-            for kind, longer in _measure(decoder, rows, few, far).items():
-                each = max(0.0, longer - seconds[kind]) / (far - near)
-                # which more places to verify do not make less
-                growth[rows, kind[0]] = max(each, growth.get((rows, 0), 0.0))
+        seconds = _measure(decoder, rows, {near: kinds} | ({far: few} if far >= 2 * near else {}))
         for gamma, looks in kinds:
-            (looked_up if looks else drafted)[rows, gamma] = seconds[gamma, looks]
+            (looked_up if looks else drafted)[rows, gamma] = seconds[near, gamma, looks]
+        for gamma, looks in few if far >= 2 * near else ():
+            longer = seconds[far, gamma, looks] - seconds[near, gamma, looks]
+            # which more places to verify do not make less
+            growth[rows, gamma] = max(longer / (far - near), growth.get((rows, 0), 0.0))
         dearest = max(kinds, key=lambda kind: (kind[0], not kind[1]))
         logger.info(
             "a round of %d rows: %.2f ms plain, %.2f ms with %d drafts each%s",
             rows,
-            seconds[0, False] * 1e3,
-            seconds[dearest] * 1e3,
+            seconds[near, 0, False] * 1e3,
+            seconds[near, *dearest] * 1e3,
             dearest[0],
             " that are looked up" if dearest[1] else "",
         )
@@ -90,29 +89,28 @@ def _output(gamma: int) -> int:
 
 
 def _measure(
-    decoder: Decoder[Any], rows: int, kinds: Sequence[_Kind], places: int
-) -> dict[_Kind, float]:
-    """Seconds of each kind of round, with so many bytes behind the rows."""
-    seconds: dict[_Kind, list[float]] = defaultdict(list)
-    prompt = b"\n" * places
+    decoder: Decoder[Any], rows: int, kinds: Mapping[int, Sequence[_Kind]]
+) -> dict[tuple[int, int, bool], float]:
+    """Seconds of rounds by how many bytes are behind the rows and what kind they are of."""
+    seconds: dict[tuple[int, int, bool], list[float]] = defaultdict(list)
     # a text of one byte alone: it is always found again, and all drafts are right
-    params = SamplingParams(temperature=1.0, logit_bias=((prompt[0], 1000.0),))
-    watched = max(gamma for gamma, looks in kinds if not looks)
-    # in turns, so that what else the machine does falls on all kinds alike
-    for turn in range(TURNS):
-        for kind in kinds:
-            gamma, looks = kind
-            for slot in range(rows):
-                decoder.open(slot, Job(prompt, _output(gamma), params, slot, watched))
-                began = slot or turn or kind != kinds[0]
-                if decoder.to_prefill(slot) and began:
-                    decoder.fork(0, slot)  # which holds the prompt, or still does
-                while size := min(LONGEST_CHUNK, decoder.to_prefill(slot)):
-                    decoder.step({}, {slot: size})
-            lookup = (gamma,) * len(TIERS) if looks else NO_LOOKUP
-            seconds[gamma, looks] += _seconds(decoder, rows, 0 if looks else gamma, lookup)
-            for slot in range(rows):
-                decoder.close(slot)
+    byte = b"\n"
+    params = SamplingParams(temperature=1.0, logit_bias=((byte[0], 1000.0),))
+    # in turns, so that what else the machine does falls on all of them alike
+    for places, kind in TURNS * [(each, kind) for each in kinds for kind in kinds[each]]:
+        gamma, looks = kind
+        watched = max(gamma for gamma, looks in kinds[places] if not looks)
+        for slot in range(rows):
+            decoder.open(slot, Job(byte * places, _output(gamma), params, slot, watched))
+            began = slot or kind != kinds[places][0]
+            if decoder.to_prefill(slot) and began:
+                decoder.fork(0, slot)  # which holds the prompt, or still does
+            while size := min(LONGEST_CHUNK, decoder.to_prefill(slot)):
+                decoder.step({}, {slot: size})
+        lookup = (gamma,) * len(TIERS) if looks else NO_LOOKUP
+        seconds[places, gamma, looks] += _seconds(decoder, rows, 0 if looks else gamma, lookup)
+        for slot in range(rows):
+            decoder.close(slot)
     return {kind: median(values) for kind, values in seconds.items()}
 
 

@@ -68,9 +68,17 @@ class RoundCosts:
     def lie_behind(self, places: float) -> None:
         """From now on rows have so many bytes behind them, in the mean: attention takes longer, of
         plain rounds by the larger share."""
-        beyond = max(0, round(places - self._behind) // self.GRAIN * self.GRAIN)
         for table in self._kinds:
-            table.grow(beyond)
+            table.beyond = self._beyond(places)
+
+    def _beyond(self, places: float) -> int:
+        return max(0, round(places - self._behind) // self.GRAIN * self.GRAIN)
+
+    def added(self, rows: int, made: float, places: float) -> float:
+        """What so many drafts of each row's add to a round with so many bytes behind the rows, in
+        plain rounds."""
+        table = self._kinds[False]
+        return table.lately.at(table.drafting(rows, made, self._beyond(places)))
 
     def seconds(self, rows: int, gamma: int, made: float | None = None) -> float:
         """Of rounds that a prophet drafts for; where it omits drafts, `made` of γ in the mean.
@@ -212,53 +220,50 @@ class _Table:
         self._steps = self.lengths[1:] if in_steps and len(self.lengths) > 2 else self.lengths
         self._places = [_between(self._steps, length) for length in range(LONGEST_DRAFT + 1)]
         """Of each length between those."""
-        self._beyond = 0
-        self._seconds: dict[int, dict[int, float]] = {}
-        self._prices: dict[int, list[float]] = {}
+        self.beyond = 0
+        """So many bytes more are behind each row than when it was measured."""
+        self._seconds: dict[tuple[int, int], dict[int, float]] = {}
+        self._prices: dict[tuple[int, int], list[float]] = {}
+        """Both by rows and what is behind them."""
         points = [self.prices(rows)[gamma] for rows in self._rows for gamma in self.lengths[1:]]
         self.lately = _Line(points, self.KNOWN / max(1, len(points)))
 
     def plain(self, rows: int) -> float:
         """Seconds."""
-        return self._expected(rows)[0]
+        return self._expected(rows, self.beyond)[0]
 
-    def _expected(self, rows: int) -> dict[int, float]:
+    def _expected(self, rows: int, beyond: int) -> dict[int, float]:
         """Seconds by the lengths that were measured."""
-        known = self._seconds  # others may ask while it is replaced
-        if rows not in known:
+        if (rows, beyond) not in self._seconds:
             few, many, further = _between(self._rows, rows)
             between = _mean(self._measured[few], self._measured[many], further)
             if rows > self._rows[-1]:  # they take no less than the most that were measured
                 between = list(map(max, between, self._measured[self._rows[-1]]))
-            if self._growth and self._beyond:
+            if self._growth and beyond:
                 more = _mean(self._growth[few], self._growth[many], further)
                 between = [
-                    value + self._beyond * max(0.0, each)
+                    value + beyond * max(0.0, each)
                     for value, each in zip(between, more, strict=True)
                 ]
-            known[rows] = dict(zip(self.lengths, between, strict=True))
-        return known[rows]
+            self._seconds[rows, beyond] = dict(zip(self.lengths, between, strict=True))
+        return self._seconds[rows, beyond]
 
-    def grow(self, beyond: int) -> None:
-        """So many bytes more are behind each row than when it was measured."""
-        if self._growth and beyond != self._beyond:
-            self._beyond, self._seconds, self._prices = beyond, {}, {}
-
-    def prices(self, rows: int) -> list[float]:
+    def prices(self, rows: int, beyond: int | None = None) -> list[float]:
         """What 0, 1, … drafts of a row each were measured to add, if all rows have them, in plain
         rounds."""
-        if rows not in self._prices:
-            seconds = self._expected(rows)
-            self._prices[rows] = [
+        known = rows, self.beyond if beyond is None else beyond
+        if known not in self._prices:
+            seconds = self._expected(*known)
+            self._prices[known] = [
                 max(0.0, ((1 - further) * seconds[few] + further * seconds[many]) / seconds[0] - 1)
                 for few, many, further in self._places
             ]
-        return self._prices[rows]
+        return self._prices[known]
 
-    def drafting(self, rows: int, made: float) -> float:
+    def drafting(self, rows: int, made: float, beyond: int | None = None) -> float:
         """The same of so many in the mean, perhaps less than one: what drafting costs before the
         first place to verify is there all the same."""
-        prices = self.prices(rows)
+        prices = self.prices(rows, beyond)
         few, many, further = _between(self._steps, made)
         return max(0.0, (1 - further) * prices[few] + further * prices[many])
 
