@@ -51,8 +51,6 @@ class DraftLengths:
     """A row that does not draft tries so many bytes between decisions, if that may pay."""
     RESTING = 2
     """Decisions are so many times rarer while nobody drafts and nothing speaks for trying."""
-    SURELY = 0.75
-    """So much of its price a draft costs for sure: prices are measured in a moment."""
     TOLD = 64
     """Among so many rows whose drafts could hardly pay one may draft all the same."""
     PLAIN_EVERY, PLAIN = 1600, 32
@@ -89,7 +87,7 @@ class DraftLengths:
         """Whether the prophet has drafted for nobody, or not yet for all rows."""
         self._telling = False
         """Whether the first round that is over tells it what it has missed: it takes longer."""
-        self._since_plain = self._plain_left = 0
+        self._since_plain = self._plain_left = self._tried = 0
         self._settling = self._hopeless = self._unseen = self._learned = self._calls = 0
         self._host = Lately()
         """The host's part, by round, of calls in which nobody drafts."""
@@ -121,8 +119,7 @@ class DraftLengths:
         has so many bytes behind it in the mean.
 
         What a prophet has to be told costs a share of the prompt; where drafts could not pay even
-        if they were as good and cost as little as is still thinkable, only one row in `TOLD` pays
-        it.
+        if they were as good as is still thinkable, only one row in `TOLD` pays it.
         """
         known = rows, places // RoundCosts.GRAIN
         if known not in self._worth:
@@ -136,7 +133,7 @@ class DraftLengths:
         hoped, made = self._usual[USUAL].hoped(), self._made.hoped()
         drafting = (gamma for gamma in self._costs.lengths if 0 < gamma <= self._longest)
         added = {gamma: self._costs.added(rows, made[gamma] - 1, places) for gamma in drafting}
-        return any(hoped[g] > self.MARGIN * (1 + self.SURELY * more) for g, more in added.items())
+        return any(hoped[g] > self.MARGIN * (1 + more) for g, more in added.items())
 
     def p_min(self, rows: int) -> float:
         """Below which chance of being kept drafts had better be omitted: a place takes time, in
@@ -338,6 +335,12 @@ class DraftLengths:
             them = others()
         gains = [row.wish(shares, mean, self.PROBE) for row, mean in zip(rows, them, strict=True)]
         self._gain = max(1.0, sum(gains) / len(gains))
+        # what one finds others will believe; all at once would cost as many times as much
+        trying = [row for row in rows if row.tries]
+        for row in trying:
+            if row is not trying[self._tried % len(trying)]:
+                row.try_nothing()
+        self._tried += 1
         if sum(self._met) > self.REMEMBERED:  # what was met a while ago counts for less
             looked_for = {index for row in rows for index in row.looked_for}
             self._met = [n / 2 if index in looked_for else n for index, n in enumerate(self._met)]

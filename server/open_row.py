@@ -130,6 +130,10 @@ class OpenRow:
         for case in self.cases:
             case.length = case.probe = 0
 
+    def try_nothing(self) -> None:
+        for case in self.cases:
+            case.probe = 0
+
     def next_draft(self) -> tuple[int, Lookup]:
         """What the prophet is to draft in the next rounds, and what to look up."""
         usual, *others = self.cases
