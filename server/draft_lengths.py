@@ -80,8 +80,8 @@ class DraftLengths:
         """Bytes per second where nothing is looked up, against plain rounds: the rows' mean."""
         self._age = 0
         self._wait = self.FIRST
-        self._worth: dict[tuple[int, int], bool] = {}
-        """Whether drafts may pay, by rows and what lies behind them."""
+        self._worth: dict[int, bool] = {}
+        """Whether drafts may pay among so many rows, by what is known."""
         self._decided = self._drafting = self._trying = False
         self._rested = True
         """Whether the prophet has drafted for nobody, or not yet for all rows."""
@@ -114,26 +114,24 @@ class DraftLengths:
         """How many there are to decide for."""
         return len(self._rows)
 
-    def worth_watching(self, rows: int, places: int = 0) -> bool:
-        """Whether a row that begins to decode among so many may ever have the prophet draft, if it
-        has so many bytes behind it in the mean.
+    def worth_watching(self, rows: int) -> bool:
+        """Whether a row that begins to decode among so many may ever have the prophet draft.
 
         What a prophet has to be told costs a share of the prompt; where drafts could not pay even
         if they were as good as is still thinkable, only one row in `TOLD` pays it.
         """
-        known = rows, places // RoundCosts.GRAIN
-        if known not in self._worth:
-            self._worth[known] = self._may_pay(rows, places)
-        if self._worth[known]:
+        if rows not in self._worth:
+            self._worth[rows] = self._may_pay(rows)
+        if self._worth[rows]:
             return True
         self._hopeless += 1
         return self._hopeless % self.TOLD == 0
 
-    def _may_pay(self, rows: int, places: int) -> bool:
+    def _may_pay(self, rows: int) -> bool:
         hoped, made = self._usual[USUAL].hoped(), self._made.hoped()
+        least = self.MARGIN / self._costs.plain(rows)
         drafting = (gamma for gamma in self._costs.lengths if 0 < gamma <= self._longest)
-        added = {gamma: self._costs.added(rows, made[gamma] - 1, places) for gamma in drafting}
-        return any(hoped[g] > self.MARGIN * (1 + more) for g, more in added.items())
+        return any(hoped[g] > least * self._costs.seconds(rows, g, made[g] - 1) for g in drafting)
 
     def p_min(self, rows: int) -> float:
         """Below which chance of being kept drafts had better be omitted: a place takes time, in

@@ -68,17 +68,9 @@ class RoundCosts:
     def lie_behind(self, places: float) -> None:
         """From now on rows have so many bytes behind them, in the mean: attention takes longer, of
         plain rounds by the larger share."""
+        beyond = max(0, round(places - self._behind) // self.GRAIN * self.GRAIN)
         for table in self._kinds:
-            table.beyond = self._beyond(places)
-
-    def _beyond(self, places: float) -> int:
-        return max(0, round(places - self._behind) // self.GRAIN * self.GRAIN)
-
-    def added(self, rows: int, made: float, places: float) -> float:
-        """What so many drafts of each row's add to a round with so many bytes behind the rows, in
-        plain rounds."""
-        table = self._kinds[False]
-        return table.lately.at(table.drafting(rows, made, self._beyond(places)))
+            table.beyond = beyond
 
     def seconds(self, rows: int, gamma: int, made: float | None = None) -> float:
         """Of rounds that a prophet drafts for; where it omits drafts, `made` of γ in the mean.
@@ -230,10 +222,11 @@ class _Table:
 
     def plain(self, rows: int) -> float:
         """Seconds."""
-        return self._expected(rows, self.beyond)[0]
+        return self._expected(rows)[0]
 
-    def _expected(self, rows: int, beyond: int) -> dict[int, float]:
+    def _expected(self, rows: int) -> dict[int, float]:
         """Seconds by the lengths that were measured."""
+        beyond = self.beyond
         if (rows, beyond) not in self._seconds:
             few, many, further = _between(self._rows, rows)
             between = _mean(self._measured[few], self._measured[many], further)
@@ -248,22 +241,22 @@ class _Table:
             self._seconds[rows, beyond] = dict(zip(self.lengths, between, strict=True))
         return self._seconds[rows, beyond]
 
-    def prices(self, rows: int, beyond: int | None = None) -> list[float]:
+    def prices(self, rows: int) -> list[float]:
         """What 0, 1, … drafts of a row each were measured to add, if all rows have them, in plain
         rounds."""
-        known = rows, self.beyond if beyond is None else beyond
+        known = rows, self.beyond
         if known not in self._prices:
-            seconds = self._expected(*known)
+            seconds = self._expected(rows)
             self._prices[known] = [
                 max(0.0, ((1 - further) * seconds[few] + further * seconds[many]) / seconds[0] - 1)
                 for few, many, further in self._places
             ]
         return self._prices[known]
 
-    def drafting(self, rows: int, made: float, beyond: int | None = None) -> float:
+    def drafting(self, rows: int, made: float) -> float:
         """The same of so many in the mean, perhaps less than one: what drafting costs before the
         first place to verify is there all the same."""
-        prices = self.prices(rows, beyond)
+        prices = self.prices(rows)
         few, many, further = _between(self._steps, made)
         return max(0.0, (1 - further) * prices[few] + further * prices[many])
 

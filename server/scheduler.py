@@ -329,8 +329,7 @@ class Scheduler:
             row.admitted = row.decoding = row.emitted = now
             if row.submission.draft_length and row.decides and self._lengths:
                 beside = min(self._slots, len(self._running) + len(self._waiting) + 1)
-                places = len(row.submission.prompt) + row.submission.max_tokens // 2
-                if not self._lengths.worth_watching(beside, places):
+                if not self._lengths.worth_watching(beside):
                     row.stay_unwatched()
             slot = self._find_leader(row, free)
             self._free.remove(slot)
