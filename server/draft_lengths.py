@@ -91,8 +91,9 @@ class DraftLengths:
         self._settling = self._hopeless = self._unseen = self._learned = self._calls = 0
         self._host = Lately()
         """The host's part, by round, of calls in which nobody drafts."""
-        one = costs.seconds(1, 0)
-        self._budget = Budget(first=40 * one, again=10 * one, most=60 * one)
+        self._one = costs.seconds(1, 0)
+        self._budgets: dict[int, Budget] = {}
+        """By how many rows share the round, roughly: what fails among many may pay for few."""
 
     def enter(self, slot: int, most: int, longest: int = 0) -> None:
         """A row begins to decode for which the prophet may draft up to `most` bytes a round, or up
@@ -108,6 +109,12 @@ class DraftLengths:
             self._decided, self._age, self._wait = False, 0, self.FIRST
         self._rows[slot] = row
         self._rested = True
+
+    def _budget(self, rows: int) -> Budget:
+        one, size = self._one, rows.bit_length()
+        if size not in self._budgets:
+            self._budgets[size] = Budget(first=40 * one, again=10 * one, most=60 * one)
+        return self._budgets[size]
 
     @property
     def rows(self) -> int:
@@ -162,7 +169,7 @@ class DraftLengths:
                 self._wait = min(self._wait, self._age + self.FIRST)
             else:
                 changed = True
-        ending = self._decided and left < self.FEW and self._budget.open
+        ending = self._decided and left < self.FEW and self._budget(count).open
         if not ending and (self._age >= self._wait or (changed and not consuming)):
             self._among = count
             # soon again at first: what was measured may be far off
@@ -251,7 +258,7 @@ class DraftLengths:
             usual = (passed - len(held_up)) * plain
             lost = min(sum(held_up), 2 * len(held_up) * plain)
             if self._rows or left:  # nothing is to be had of rows that never draft
-                self._budget.spend(passed * plain, usual + lost)
+                self._budget(rows).spend(passed * plain, usual + lost)
             return
         given = sum(len(r.output) for slot, r in results.items() if slot not in left) / rows
         if self._host.enough:  # calls with drafts are shorter, and each takes the host longer
@@ -264,8 +271,9 @@ class DraftLengths:
         mine = self._rows.keys() | left
         if all(slot in mine or not result.wanted for slot, result in results.items()):
             # what rows that always draft cost is not this one's loss
-            self._budget.spend(plain * given, min(spent, 3 * plain * given))
-            if not self._budget.open:
+            budget = self._budget(rows)
+            budget.spend(plain * given, min(spent, 3 * plain * given))
+            if not budget.open:
                 self._age = self._wait  # decided again at once
 
     def _learn(self, results: Mapping[int, RowResult], left: Collection[int]) -> None:
@@ -296,11 +304,11 @@ class DraftLengths:
         rows = list(self._rows.values())
         self._gain = 1.0
         self._worth.clear()
-        if not self._budget.open:
+        count = len(rows) + len(fixed)
+        if not self._budget(count).open:
             for row in rows:
                 row.rest()
             return
-        count = len(rows) + len(fixed)
         watched = sum(row.cases[USUAL].most > 0 for row in rows) + sum(n > 0 for n in fixed)
         shares = self._shares(count, watched)
         # what fixed rows will yield is not known here; they draft as others do

@@ -180,7 +180,7 @@ def test_rows_that_have_left_cost_and_are_given_nothing() -> None:
         lengths.enter(0, 16)
         for turn in range(1000):
             tell(lengths, {0: 4, ~1: 4}, {0: 4, ~1: 4}, 3.5 * cheap(2, 0), left)
-            if not lengths._budget.open:
+            if not lengths._budget(2).open:
                 return turn
         return 1000
 
@@ -617,20 +617,20 @@ def test_a_prophet_that_may_draft_for_one_of_many_is_paid_by_that_one(alone: boo
 
 def test_rows_that_never_draft_earn_nothing_for_those_that_do() -> None:
     lengths = looking(lambda rows, gamma: 1 + 0.01 * gamma)
-    before = lengths._budget._left
+    before = lengths._budget(1)._left
     observed = 0
     for _ in range(10):
         if lengths.over({0: 0}, 32):
             lengths.observe({0: result(*[PLAIN] * 32)}, [1.0] * 32, 33.0)
             observed += 1
     assert observed
-    assert lengths._budget._left == before
+    assert lengths._budget(1)._left == before
     lengths.enter(1, 0, 16)
     lengths._drafting = lengths._trying = False
     for _ in range(10):
         if lengths.over({0: 0, 1: 0}, 32):
             lengths.observe({s: result(*[PLAIN] * 32) for s in (0, 1)}, [1.0] * 32, 33.0)
-    assert lengths._budget._left > before
+    assert lengths._budget(2)._left > before
 
 
 @pytest.mark.parametrize("rounds", [1, 7, 26])
@@ -659,7 +659,25 @@ def test_what_calls_with_drafts_take_the_host_beyond_others_is_booked() -> None:
         lengths.observe({0: result(*[PLAIN] * 4)}, [1.0] * 4, 5.0)
     for _ in range(400):  # four bytes for the price of two, and twenty for the host
         lengths.observe({0: result(*[Try(1, 1, 0)] * 2)}, [1.0] * 2, 22.0)
-    assert not lengths._budget.open
+    assert not lengths._budget(1).open
+
+
+def test_what_many_rows_lose_is_no_loss_of_one() -> None:
+    lengths = DraftLengths(measured(cheap), longest=16)
+    for slot in range(8):
+        lengths.enter(slot, 16)
+    for _ in range(40):
+        tell(lengths, dict.fromkeys(range(8), 4), dict.fromkeys(range(8), 0), 4 * cheap(8, 0))
+    assert lengths.plan([]).lengths == dict.fromkeys(range(8), 0)
+    assert not lengths._budget(8).open
+    assert not lengths._budget(9).open
+    for slot in range(7):
+        lengths.leave(slot)
+    assert lengths._budget(1).open
+    for _ in range(40):
+        tell(lengths, {7: 4}, {7: 4}, cheap(1, 4))
+    lengths.plan([])
+    assert lengths.plan([]).lengths[7] > 0
 
 
 def test_calls_that_are_shorter_take_the_host_more_often() -> None:
@@ -669,7 +687,7 @@ def test_calls_that_are_shorter_take_the_host_more_often() -> None:
     lengths.observe({0: result(*[PLAIN] * 100)}, [1.0] * 100, 101.0)
     for _ in range(400):  # four bytes for the price of two and a half, and two for the host
         lengths.observe({0: result(*[Try(1, 1, 0)] * 2)}, [1.25] * 2, 4.5)
-    assert not lengths._budget.open
+    assert not lengths._budget(1).open
 
 
 def test_what_a_prophet_has_missed_is_no_price() -> None:
