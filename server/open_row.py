@@ -151,19 +151,22 @@ class OpenRow:
         """What drafts gave in a case, and how many were made, if it is the usual one."""
         case, rounds = self.cases[index], accepted.rounds
         case.acceptance.observe(accepted)
-        case.trials -= rounds
-        if case.trials <= 0:
-            case.probe = 0
         if index == USUAL:
             self._made.observe(made)
         else:
+            case.trials -= rounds
+            if case.trials <= 0:
+                case.probe = 0
             case.met += rounds
             self.cases[USUAL].met -= rounds  # of the rounds that `look_again` counts
 
     def look_again(self, rounds: int) -> int:
         """So many rounds are over; in how many of them its text was looked through."""
-        looked = rounds if self._looks else 0
-        self.cases[USUAL].met += looked
+        looked, usual = rounds if self._looks else 0, self.cases[USUAL]
+        usual.met += looked
+        usual.trials -= rounds  # whatever came of them: they are calls of their own
+        if usual.trials <= 0:
+            usual.probe = 0
         return looked
 
     def weigh(self, shares: Shares) -> None:
