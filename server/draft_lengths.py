@@ -346,7 +346,7 @@ class DraftLengths:
         for row in trying:
             if row is not trying[self._tried % len(trying)]:
                 row.try_nothing()
-        self._tried += 1
+        self._tried += bool(trying)
         if sum(self._met) > self.REMEMBERED:  # what was met a while ago counts for less
             looked_for = {index for row in rows for index in row.looked_for}
             self._met = [n / 2 if index in looked_for else n for index, n in enumerate(self._met)]

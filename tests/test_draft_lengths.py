@@ -8,10 +8,10 @@ import pytest
 from server.acceptance import Acceptance, Reached
 from server.budget import Budget
 from server.draft_lengths import LENGTHS, LOOKUP_LENGTHS, DraftLengths
-from server.open_row import Mean
+from server.open_row import TRIALS, Mean
 from server.round_costs import Growth, RoundCosts
 from specdec.lookup import NO_LOOKUP
-from specdec.round import PLAIN, RowResult, Try
+from specdec.round import MOST_ROUNDS, PLAIN, RowResult, Try
 
 Cost = Callable[[int, int], float]
 
@@ -340,6 +340,56 @@ def test_rows_that_leave_call_for_a_decision_a_while_later(monkeypatch: pytest.M
         lengths.enter(slot, 16)
     rounds(1)
     assert decided == [8, 8, 4, 8]
+
+
+@pytest.mark.parametrize(("left", "alone"), [(DraftLengths.FEW, [1]), (DraftLengths.FEW - 1, [])])
+def test_the_row_that_is_left_alone_is_decided_for_at_once_unless_it_is_about_to_end(
+    left: int, alone: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = DraftLengths(measured(cheap), longest=16)
+    for slot in range(2):
+        lengths.enter(slot, 16)
+    lengths.plan([], left=left)
+    decided: list[int] = []
+    monkeypatch.setattr(lengths, "_decide", lambda fixed: decided.append(lengths.rows))
+    lengths.leave(0)
+    planned = lengths.plan([], left=left)
+    assert decided == alone
+    assert (planned.rounds == MOST_ROUNDS) == (not alone)  # its call ends for no decision either
+    # a row that has much to write does not wait for one that is about to end
+    lengths.over(planned.lengths, DraftLengths.FIRST)
+    lengths.enter(0, 16)
+    lengths.plan([], left=DraftLengths.FEW)
+    assert decided == [*alone, 2]
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_one_row_tries_at_a_time_and_for_one_call(rows: int) -> None:
+    lengths = DraftLengths(measured(lambda rows, gamma: rows * (1 + 0.75 * gamma)), longest=16)
+    for slot in range(rows):
+        lengths.enter(slot, 16)
+    for _ in range(8):  # drafts that are hardly ever right, but may be for one or the other
+        tell(lengths, dict.fromkeys(range(rows), 1), dict.fromkeys(range(rows), 0), None)
+    tried = []
+    for _ in range(60):
+        planned = lengths.plan([])
+        trying = [slot for slot, length in planned.lengths.items() if length]
+        assert len(trying) <= 1
+        if trying:
+            assert planned.rounds == TRIALS
+            tried += trying
+        # what was looked up in the text instead is no trial, and ends it all the same
+        each = {
+            slot: Try(1, 1, 0) if slot in trying and len(tried) % 2 else Try(length, 0)
+            for slot, length in planned.lengths.items()
+        }
+        seconds = [1.0 * rows] * planned.rounds
+        lengths.over(planned.lengths, planned.rounds)
+        gave = {slot: result(*[tried] * planned.rounds) for slot, tried in each.items()}
+        lengths.observe(gave, seconds, sum(seconds))
+        if trying:
+            assert not lengths.plan([]).lengths[trying[0]]
+    assert set(tried) == set(range(rows))
 
 
 def test_what_is_behind_rows_makes_plain_rounds_dearer_than_drafts() -> None:

@@ -6,6 +6,7 @@ search finds.
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -176,6 +177,11 @@ def test_what_is_looked_up_is_what_a_plain_search_finds(lookup: Lookup, rounds: 
         step = decoder.step(dict.fromkeys(running, 0), None, dict.fromkeys(running, lookup), rounds)
         for slot, result in step.items():
             results[slot].append(result)
+            assert result.tally == Counter(result.rounds)
+            assert result.drafted == sum(each.drafted for each in result.rounds)
+            assert result.accepted == sum(each.accepted for each in result.rounds)
+        them = zip(*(result.rounds for result in step.values()), strict=True)
+        assert decoder.seconds.drafting == sum(any(each.wanted for each in row) for row in them)
     tiers = set()
     for job, mine in zip(jobs, results, strict=True):
         tries = [each for result in mine for each in result.rounds]
