@@ -72,6 +72,7 @@ def run(
     temperature: float,
     tokens: int,
 ) -> Turn:
+    """The prompts together, a row each, behind ones that share nothing with them."""
     _forget(engine, len(prompts))
     receivers = [Receiver() for _ in prompts]
     params = SamplingParams(temperature=temperature)

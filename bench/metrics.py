@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--round-ms", type=float, default=0.3, help="a round to compare with")
     parser.add_argument("--times", type=int, default=50_000, help="calls in a timing")
     asked = parser.parse_args()
-    ledger, spent = Ledger(COSTS), Seconds(5e-5, 2e-4, 3e-5)
+    ledger, spent = Ledger(COSTS), Seconds(5e-5, 2e-4, 3e-5, 1)
     per_byte = per_byte_tallies()
     latency = per_byte[Mode.AUTO]
     for rows in (1, 8):

@@ -80,7 +80,7 @@ class Ledger:
         draft, verify, accept, drafting = spent
         if verify:
             host = seconds - verify - accept
-            if draft and any(result.wanted for result in results.values()):
+            if draft and drafting:
                 self._draft.observe(draft / drafting, drafting)
                 host -= draft
             (self._prefill if consumes else self._verify).observe(verify / rounds, rounds)

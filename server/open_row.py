@@ -127,8 +127,8 @@ class OpenRow:
 
     def rest(self) -> None:
         """Drafts nothing and tries nothing."""
-        for case in self.cases:
-            case.length = case.probe = 0
+        self.settle([0] * CASES)
+        self.try_nothing()
 
     def try_nothing(self) -> None:
         for case in self.cases:

@@ -160,7 +160,7 @@ class Seconds(NamedTuple):
     draft: float = 0.0
     verify: float = 0.0
     accept: float = 0.0
-    drafting: int = 1
+    drafting: int = 0
 
 
 @dataclass(frozen=True)

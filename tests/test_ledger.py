@@ -14,7 +14,7 @@ def row(size: int) -> RowResult:
 
 def test_parts_of_rounds() -> None:
     ledger = Ledger(None)
-    ledger.enter({0: row(3)}, {0: 2}, False, 0.010, Seconds(0.002, 0.004, 0.001))
+    ledger.enter({0: row(3)}, {0: 2}, False, 0.010, Seconds(0.002, 0.004, 0.001, 1))
     ledger.enter({0: row(1)}, {0: 0}, True, 0.020, Seconds(0.0, 0.015, 0.001))
     figures = ledger.figures({}, 5, None, 1)
     totals = {phase: tally.total for phase, tally in figures.phases.items()}
