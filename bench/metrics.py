@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--round-ms", type=float, default=0.3, help="a round to compare with")
     parser.add_argument("--times", type=int, default=50_000, help="calls in a timing")
     asked = parser.parse_args()
-    ledger, spent = Ledger(COSTS), Seconds(5e-5, 2e-4, 3e-5, 1)
+    ledger, spent = Ledger(COSTS), Seconds(5e-5, 2e-4, 3e-5)
     per_byte = per_byte_tallies()
     latency = per_byte[Mode.AUTO]
     for rows in (1, 8):
@@ -40,7 +40,7 @@ def main() -> None:
         chosen = dict.fromkeys(results, 3)
 
         def enter(results: Results = results, chosen: dict[int, int] = chosen) -> None:
-            ledger.enter(results, chosen, False, 3e-4, spent)
+            ledger.enter(results, chosen, False, 3e-4, spent, drafting=1)
             for _ in results:
                 latency.observe(1e-4, 3)
 

@@ -2,14 +2,15 @@
 
 What a round costs was measured at start (`RoundCosts`) and is corrected by what rounds cost lately;
 how many drafts are accepted is estimated for each row and case by position (`Acceptance`), from all
-rows at first.  Rows of a batch share a round, so they are decided together.  Estimates can be
-wrong; what drafting has lost against plain rounds is added up from what was measured, and there is
-an end to it (`Budget`).  Plain Python, no tensors, no clock.
+rows at first: of the prophet's as they are tried, of what is looked up also where it is not.  Rows
+of a batch share a round, so they are decided together.  Estimates can be wrong; what drafting has
+lost against plain rounds is added up from what was measured, and there is an end to it (`Budget`).
+Plain Python, no tensors, no clock.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from server.acceptance import Acceptance, Reached
@@ -17,7 +18,7 @@ from server.budget import Budget
 from server.open_row import CASES, TRIALS, USUAL, Mean, OpenRow, Shares
 from server.round_costs import Lately, RoundCosts
 from specdec.lookup import NO_LOOKUP, Lookup
-from specdec.round import MOST_ROUNDS, RowResult
+from specdec.round import MOST_ROUNDS, RowResult, Try
 
 LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Draft lengths that are considered, of the prophet's drafts."""
@@ -26,8 +27,8 @@ LOOKUP_LENGTHS = (1, 2, 3, 5, 8, 16)
 
 
 class Drafts(NamedTuple):
-    """By slot what the prophet drafts, and what is looked up where its text repeats itself; in so
-    many rounds at most."""
+    """By slot what the prophet drafts, and what is looked up where its text repeats itself, of rows
+    for which it may be; in so many rounds at most."""
 
     lengths: dict[int, int]
     lookups: dict[int, Lookup]
@@ -66,14 +67,21 @@ class DraftLengths:
     SETTLING = 12
     """So many plain rounds behind those that drafted are not timed: they take longer."""
 
-    def __init__(self, costs: RoundCosts, longest: int) -> None:
-        """`longest`: what the prophet drafts at most, 0 without one."""
-        self._costs, self._longest = costs, longest
+    def __init__(
+        self,
+        costs: RoundCosts,
+        longest: int,
+        repeats: Callable[[int], Mapping[Try, int]] = lambda slot: {},
+    ) -> None:
+        """`longest`: what the prophet drafts at most, 0 without one; `repeats`: `Decoder.repeats`,
+        of slots that are among a plan's lookups."""
+        self._costs, self._longest, self._repeats = costs, longest, repeats
         self._usual = [Acceptance(memory=400) for _ in range(CASES)]
         self._made = Acceptance(memory=400, at_first=1.0)
-        # nothing is known of how often texts repeat themselves: it is looked for at first
         self._met = [4.0] + [1.0] * (CASES - 1)
         self._rows: dict[int, OpenRow] = {}
+        self._seen: dict[int, Lookup] = {}
+        """Those whose repeats are seen, with nothing to look up."""
         self._among = 0
         """Rows for which it was decided."""
         self._gain = 1.0
@@ -108,6 +116,8 @@ class DraftLengths:
         elif not self._rows:
             self._decided, self._age, self._wait = False, 0, self.FIRST
         self._rows[slot] = row
+        if row.may_look:
+            self._seen[slot] = NO_LOOKUP
         self._rested = True
 
     def _budget(self, rows: int) -> Budget:
@@ -147,6 +157,8 @@ class DraftLengths:
 
     def leave(self, slot: int) -> None:
         self._rows.pop(slot, None)
+        if self._seen.pop(slot, None):
+            self._see_repeats(slot)
         if not self._rows:
             self._gain = 1.0
 
@@ -180,7 +192,7 @@ class DraftLengths:
             self._decide(fixed)
             self._decided = True
             self._drafting = any(row.drafts for row in self._rows.values())
-            self._trying = any(row.tries for row in self._rows.values())
+            self._trying = any(row.probe for row in self._rows.values())
             if not (self._drafting or self._trying):
                 self._wait = self.RESTING * most
         self._age += 1
@@ -189,16 +201,13 @@ class DraftLengths:
         wait = MOST_ROUNDS if ending else max(self.FIRST, self._wait - self._age + 1)
         rounds = self._plain_left or wait
         if self._plain_left or not (self._drafting or self._trying):
-            for row in self._rows.values():
-                row.pause()
-            return Drafts(dict.fromkeys(self._rows, 0), {}, rounds)
-        tries = any(row.cases[USUAL].probe for row in self._rows.values())
+            return Drafts(dict.fromkeys(self._rows, 0), self._seen.copy(), rounds)
         lengths, lookups = {}, {}
         for slot, row in self._rows.items():
             lengths[slot], lookup = row.next_draft()
-            if lookup is not NO_LOOKUP:
+            if slot in self._seen:
                 lookups[slot] = lookup
-        return Drafts(lengths, lookups, TRIALS if tries else rounds)
+        return Drafts(lengths, lookups, TRIALS if self._trying else rounds)
 
     def over(self, lengths: Mapping[int, int], rounds: int) -> bool:
         """Rounds that were planned so are over.  Whether they are to be observed: looking takes
@@ -236,14 +245,13 @@ class DraftLengths:
         # what is settled is looked at now and then: that takes time too
         unsettled = self._trying or self._wait < self.EVERY
         learning = unsettled or self._calls % self.LEARN_EVERY == 0
-        if learning:
-            if drafting:
-                self._learned += count
-                self._learn(results, left)
-            for row in self._rows.values():
-                self._met[USUAL] += row.look_again(count)
+        if learning and drafting:
+            self._learned += count
+            self._learn(results, left)
         if self._trying:
-            self._trying = any(row.tries for row in self._rows.values())
+            for row in self._rows.values():
+                row.try_on(count)
+            self._trying = any(row.probe for row in self._rows.values())
         if whole is None:
             return
         plain, spent = self._costs.plain(rows), sum(seconds)
@@ -277,30 +285,41 @@ class DraftLengths:
                 self._age = self._wait  # decided again at once
 
     def _learn(self, results: Mapping[int, RowResult], left: Collection[int]) -> None:
-        """What was accepted, and how many drafts were made."""
+        """What was accepted of the prophet's drafts, and how many were made."""
         self._worth.clear()
         for slot, result in results.items():
             if slot in left or not result.wanted:
                 continue
-            accepted: dict[int, Reached] = defaultdict(Reached)
-            made = Reached()
+            accepted, made = Reached(), Reached()
             for (drafted, kept, tier, omitted), times in result.tally.items():
-                if wanted := drafted + omitted:
-                    accepted[1 + tier].add(wanted, kept, times)
-                    if tier < 0:
-                        made.add(wanted, drafted, times)
-            row = self._rows.get(slot)
-            for index, reached in accepted.items():
-                self._usual[index].observe(reached)
-                if index == USUAL:
-                    self._made.observe(made)
-                else:
-                    self._met[index] += reached.rounds
-                    self._met[USUAL] -= reached.rounds
-                if row:
-                    row.observe(index, reached, made)
+                wanted = drafted + omitted
+                if wanted and tier < 0:
+                    accepted.add(wanted, kept, times)
+                    made.add(wanted, drafted, times)
+            if accepted.rounds:
+                self._usual[USUAL].observe(accepted)
+                self._made.observe(made)
+                if row := self._rows.get(slot):
+                    row.observe(accepted, made)
+
+    def _see_repeats(self, slot: int, row: OpenRow | None = None) -> None:
+        """What a text has repeated since that was last looked at."""
+        without, matches = 0, defaultdict[int, Reached](Reached)
+        for (drafted, right, tier, _), times in self._repeats(slot).items():
+            if drafted:
+                matches[1 + tier].add(drafted, right, times)
+            else:
+                without = times
+        self._met[USUAL] += without
+        for index, reached in matches.items():
+            self._met[index] += reached.rounds
+            self._usual[index].observe(reached)
+        if row:
+            row.observe_repeats(without, matches)
 
     def _decide(self, fixed: Sequence[int]) -> None:
+        for slot in self._seen:
+            self._see_repeats(slot, self._rows[slot])
         rows = list(self._rows.values())
         self._gain = 1.0
         self._worth.clear()
@@ -342,14 +361,13 @@ class DraftLengths:
         gains = [row.wish(shares, mean, self.PROBE) for row, mean in zip(rows, them, strict=True)]
         self._gain = max(1.0, sum(gains) / len(gains))
         # what one finds others will believe; all at once would cost as many times as much
-        trying = [row for row in rows if row.tries]
+        trying = [row for row in rows if row.probe]
         for row in trying:
             if row is not trying[self._tried % len(trying)]:
-                row.try_nothing()
+                row.probe = 0
         self._tried += bool(trying)
         if sum(self._met) > self.REMEMBERED:  # what was met a while ago counts for less
-            looked_for = {index for row in rows for index in row.looked_for}
-            self._met = [n / 2 if index in looked_for else n for index, n in enumerate(self._met)]
+            self._met = [n / 2 for n in self._met]
 
     def _shares(self, count: int, drafting: int) -> Shares:
         """Of one row among so many, of which the prophet may draft for some."""

@@ -75,7 +75,7 @@ class Engine:
     ) -> None:
         self.info = info
         self._decoder = decoder
-        lengths = DraftLengths(costs, info.longest_draft) if costs else None
+        lengths = DraftLengths(costs, info.longest_draft, decoder.repeats) if costs else None
         self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK, lengths, p_min)
         self._ledger = Ledger(costs)
         self._inbox: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
@@ -264,8 +264,11 @@ class Engine:
             # of a round begun ahead counts what it took alone
             seconds = now - max(begun.began, self._busy_since)
             gone = self._scheduler.gone(plan) if self._decoder.ahead else ()
-            spent, consumes = self._decoder.seconds, bool(plan.chunks)
-            self._ledger.enter(results, plan.chosen, consumes, seconds, spent, gone, elapsed)
+            spent, drafting = self._decoder.seconds, self._decoder.drafting
+            consumes = bool(plan.chunks)
+            self._ledger.enter(
+                results, plan.chosen, consumes, seconds, spent, gone, elapsed, drafting
+            )
         self._busy_since = now
         return self._scheduler.apply(plan, results, now, whole, elapsed)
 

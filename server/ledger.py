@@ -69,15 +69,16 @@ class Ledger:
         spent: Seconds,
         gone: Collection[int] = (),
         elapsed: Sequence[float] = (),
+        drafting: int = 0,
     ) -> None:
         """Rounds took `seconds` on the host's clock, of which so many were `spent` on their parts;
-        and each by itself, if that is known.
+        and each by itself, if that is known.  In `drafting` of them drafts were wanted.
 
         `chosen` are the slots of rows that left their draft lengths open; `consumes` tells that
         some rows consumed prompt; what came for rows that are `gone` is nobody's.
         """
         rounds = len(elapsed) or 1
-        draft, verify, accept, drafting = spent
+        draft, verify, accept = spent
         if verify:
             host = seconds - verify - accept
             if draft and drafting:

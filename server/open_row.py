@@ -2,10 +2,11 @@
 
 Where its text repeats itself drafts may be looked up in it (`specdec.lookup`), else the prophet
 drafts: a case for each of `TIERS`, with a draft length and chances of its own, and the usual case.
-In a case for which nothing is looked up the row does as usual.  Plain Python, no clock.
+In a case for which nothing is looked up the row does as usual.  What looking up gives is seen
+whether or not anything is (`Decoder.repeats`); what the prophet's drafts give has to be tried.
+Plain Python, no clock.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -56,21 +57,21 @@ class Mean(NamedTuple):
 
 
 PROMISE = 0.05
-"""Bytes a round, of all rounds, that a case must promise at best to be tried: trying costs too."""
+"""Bytes a round, of all rounds, that drafts must promise at best to be tried: trying costs too."""
+WORTH = 0.02
+"""The same that must be gained where something is looked up: plain rounds behind it take longer."""
 TRIALS = 4
-"""So many rounds try what the prophet does not usually draft, and so many at least what is not
-usually looked up, if it is found: all rounds of a call."""
+"""So many rounds try what is not usually drafted: all rounds of a call."""
 
 
 class Case:
-    """`length` bytes are drafted, of at most `most`; or `probe`, in `TRIALS` rounds."""
+    """`length` bytes are drafted, of at most `most`."""
 
     def __init__(self, most: int, usual: Acceptance, met: float) -> None:
         self.most, self.acceptance = most, Acceptance(usual)
         self.met = met
-        """How often it was the case lately, in rounds in which that was looked for; as it was
-        before where it is not."""
-        self.length = self.probe = self.trials = 0
+        """How often it was the case lately; a match of the usual one is none."""
+        self.length = 0
 
 
 class OpenRow:
@@ -97,7 +98,9 @@ class OpenRow:
             for index, each in enumerate(usual)
         ]
         self._made = Acceptance(made)
-        self._looks = False
+        self.probe = 0
+        """What the prophet drafts in `TRIALS` rounds though it usually does not."""
+        self._trials = 0
         self._drafting: Mapping[int, float] = {}
         """Its share of a round's seconds by draft length of the prophet's, as far as it goes."""
         self._expected: dict[int, list[float]] = {}
@@ -108,18 +111,14 @@ class OpenRow:
         return any(case.length for case in self.cases)
 
     @property
-    def tries(self) -> bool:
-        return any(case.probe for case in self.cases)
+    def may_look(self) -> bool:
+        """Whether anything may be looked up in its text."""
+        return self.cases[-1].most > 0
 
     @property
     def lengths(self) -> list[int]:
         """By case."""
         return [case.length for case in self.cases]
-
-    @property
-    def looked_for(self) -> list[int]:
-        """The usual case and those for which something is looked up."""
-        return [i for i, case in enumerate(self.cases) if i == USUAL or case.length or case.probe]
 
     def settle(self, lengths: Sequence[int]) -> None:
         for case, length in zip(self.cases, lengths, strict=True):
@@ -128,46 +127,31 @@ class OpenRow:
     def rest(self) -> None:
         """Drafts nothing and tries nothing."""
         self.settle([0] * CASES)
-        self.try_nothing()
-
-    def try_nothing(self) -> None:
-        for case in self.cases:
-            case.probe = 0
+        self.probe = 0
 
     def next_draft(self) -> tuple[int, Lookup]:
         """What the prophet is to draft in the next rounds, and what to look up."""
-        usual, *others = self.cases
-        length = usual.length or usual.probe
-        self._looks = any(case.length or case.probe for case in others)
-        if not self._looks:
-            return length, NO_LOOKUP
-        return length, tuple(case.length or case.probe for case in others)
+        usual, *others = self.lengths
+        return usual or self.probe, tuple(others) if any(others) else NO_LOOKUP
 
-    def pause(self) -> None:
-        """Drafts nothing in the next rounds."""
-        self._looks = False
+    def observe(self, accepted: Reached, made: Reached) -> None:
+        """What the prophet's drafts gave, and how many were made."""
+        self.cases[USUAL].acceptance.observe(accepted)
+        self._made.observe(made)
 
-    def observe(self, index: int, accepted: Reached, made: Reached) -> None:
-        """What drafts gave in a case, and how many were made, if it is the usual one."""
-        case, rounds = self.cases[index], accepted.rounds
-        case.acceptance.observe(accepted)
-        if index == USUAL:
-            self._made.observe(made)
-        else:
-            case.trials -= rounds
-            if case.trials <= 0:
-                case.probe = 0
-            case.met += rounds
-            self.cases[USUAL].met -= rounds  # of the rounds that `look_again` counts
+    def observe_repeats(self, without: int, matches: Mapping[int, Reached]) -> None:
+        """In so many rounds its text did not match; what it would have given where it did, by
+        case."""
+        self.cases[USUAL].met += without
+        for index, reached in matches.items():
+            self.cases[index].met += reached.rounds
+            self.cases[index].acceptance.observe(reached)
 
-    def look_again(self, rounds: int) -> int:
-        """So many rounds are over; in how many of them its text was looked through."""
-        looked, usual = rounds if self._looks else 0, self.cases[USUAL]
-        usual.met += looked
-        usual.trials -= rounds  # whatever came of them: they are calls of their own
-        if usual.trials <= 0:
-            usual.probe = 0
-        return looked
+    def try_on(self, rounds: int) -> None:
+        """So many rounds are over, whatever came of them: trials are calls of their own."""
+        self._trials -= rounds
+        if self._trials <= 0:
+            self.probe = 0
 
     def weigh(self, shares: Shares) -> None:
         """Settles what is believed of it while it is decided."""
@@ -179,10 +163,10 @@ class OpenRow:
                 self._expected[index] = case.acceptance.expected()
                 self._share[index] = case.met / total
             else:
-                case.length = case.probe = 0
+                case.length = 0
         if total > 100:  # what was met a while ago counts for less
-            for index in self.looked_for:
-                self.cases[index].met /= 2
+            for case in self.cases:
+                case.met /= 2
 
     def mean(self, shares: Shares) -> Mean:
         """Of a round as it is settled."""
@@ -210,12 +194,15 @@ class OpenRow:
 
         def best(index: int, known: Mapping[int, float], usually: float) -> tuple[float, int]:
             expected, case = self._expected[index], self.cases[index]
+            least = WORTH if index != USUAL else 0.0
             found = held = usually, 0, 1.0  # the rate, the length, its bytes less what it delays
             for gamma, seconds in known.items():
                 if 0 < gamma <= case.most:
                     better = (others.gain + expected[gamma]) / (others.seconds + seconds)
                     delayed = plain * (seconds - at_none)
-                    if better > usually and expected[gamma] >= margin * (1 + delayed):
+                    gained = others.gain + expected[gamma] - usually * (others.seconds + seconds)
+                    enough = expected[gamma] >= margin * (1 + delayed)
+                    if enough and gained * self._share[index] > least:
                         each = better, gamma, expected[gamma] - delayed
                         found = max(found, each)
                         held = each if gamma == case.length else held
@@ -230,33 +217,20 @@ class OpenRow:
         return lengths
 
     def wish(self, shares: Shares, others: Mean, longest: int) -> float:
-        """What to try of cases for which nothing is drafted, if that may pay in rounds beside
+        """What the prophet, where it drafts nothing, is to try, if that may pay in rounds beside
         `others`.  How many times as fast as plain ones rounds are in the usual case."""
-        length, at_none = self.cases[USUAL].length, self._drafting[0]
-        gain, took = self._expected[USUAL][length], self._drafting[length]
+        case, at_none = self.cases[USUAL], self._drafting[0]
+        gain, took = self._expected[USUAL][case.length], self._drafting[case.length]
         rate = (others.gain + gain) / (others.seconds + took)
-        worth = gain - rate * took
-        for index, case in enumerate(self.cases):
-            case.probe = 0
-            if index in self._expected and not case.length:
-                case.acceptance.fade()
-                seconds = shares.looked_up
-                if index == USUAL:
-                    self._made.fade()
-                    seconds = shares.drafting(self._made.hoped())
-                value, length = self._best(index, case.acceptance.hoped(), seconds, rate)
-                if self._share[index] * (value - worth) > PROMISE:
-                    case.trials = TRIALS
-                    case.probe = min(length, longest if index == USUAL else 1)
+        self.probe = 0
+        if not case.length:
+            case.acceptance.fade()
+            self._made.fade()
+            hoped, known = case.acceptance.hoped(), shares.drafting(self._made.hoped())
+            values = {
+                g: hoped[g] - rate * seconds for g, seconds in known.items() if g <= case.most
+            }
+            best = max(values, key=values.__getitem__)
+            if self._share[USUAL] * (values[best] - gain + rate * took) > PROMISE:
+                self._trials, self.probe = TRIALS, min(best, longest)
         return rate * at_none
-
-    def _best(
-        self, index: int, expected: Sequence[float], known: Mapping[int, float], rate: float
-    ) -> tuple[float, int]:
-        """What is worth most in a case, and with which length, of those whose seconds are known."""
-        most, worth, length = self.cases[index].most, -math.inf, 0
-        for gamma, seconds in known.items():
-            value = expected[gamma] - rate * seconds
-            if value > worth and gamma <= most:
-                worth, length = value, gamma
-        return worth, length

@@ -7,6 +7,7 @@ import shutil
 import sysconfig
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from specdec.graph_round import IDLE_SLOTS, Capture, GraphRounds
 from specdec.kinds import build_drafter
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library, torch_on_one_thread
-from specdec.native_round import NativeDrafter, run_native_round
+from specdec.native_round import NativeDrafter, native_repeats, run_native_round
 from specdec.native_stack import NativeModel
 from specdec.packed import PackedModel
 from specdec.prophet import Prophet
@@ -95,7 +96,7 @@ def build_decoder(
         device=device,
         run_round=run,
         state=state,
-        in_core=isinstance(passes, NativeModel),
+        repeats=partial(native_repeats, passes) if isinstance(passes, NativeModel) else None,
     )
 
 

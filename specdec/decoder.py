@@ -27,6 +27,7 @@ from specdec.round import (
     RunRound,
     Seconds,
     SlotModel,
+    Try,
 )
 from specdec.sampling import Features, SamplingParams
 from specdec.state import SlotState
@@ -63,7 +64,8 @@ class Decoder(Generic[Model]):
 
     `context` is the most bytes of prompt and output together.  `state` may have slots behind
     those, which nothing is opened in.  `ahead` tells that a round had better be begun before the
-    one before it is read, `in_core` that several may run in one call, and look drafts up.
+    one before it is read, `in_core` that several may run in one call, and look drafts up; it takes
+    what tells how often texts repeat themselves (`repeats`).
     """
 
     def __init__(
@@ -77,10 +79,11 @@ class Decoder(Generic[Model]):
         run_round: RunRound = run_round,
         state: SlotState | None = None,
         ahead: bool = False,
-        in_core: bool = False,
+        repeats: Callable[[int], Mapping[Try, int]] | None = None,
     ) -> None:
         self.model, self.drafter = model, drafter
-        self.run_round, self.ahead, self.in_core = run_round, ahead, in_core
+        self.run_round, self.ahead = run_round, ahead
+        self.in_core, self._repeats = repeats is not None, repeats
         self.slots, self.context, self.device = slots, context, device
         self.state = state or SlotState(slots, device)
         self.interrupt = Interrupt()
@@ -92,6 +95,8 @@ class Decoder(Generic[Model]):
         """Where the last round's time went, or that of several."""
         self.elapsed: tuple[float, ...] = ()
         """What each of them took, if that is known."""
+        self.drafting = 0
+        """In how many of them drafts were wanted, if their parts are told apart."""
 
     def open(self, slot: int, job: Job) -> None:
         """Takes a job into a free slot.  ValueError where it cannot fit."""
@@ -114,6 +119,7 @@ class Decoder(Generic[Model]):
         if self.drafter is not None and job.draft_length > self.drafter.longest:
             raise ValueError(f"draft_length must be at most {self.drafter.longest}")
         self.state.open(slot, job.prompt, end, job.params, job.seed, job.eos)
+        self.repeats(slot)  # of who was there before
         held = self._held[slot]
         if held is not None and held.prompt != job.prompt:
             self._held[slot] = None
@@ -144,6 +150,12 @@ class Decoder(Generic[Model]):
         row.consumed = held.consumed
         self._held[slot] = _Held(held.prompt, held.consumed, row.watched)
 
+    def repeats(self, slot: int) -> Mapping[Try, int]:
+        """Of rounds in which the slot's text was looked through, since this was last asked: what
+        `LONGEST_DRAFT` drafts from there would have given, whether or not any were made, and how
+        often.  `PLAIN` counts rounds without a match."""
+        return self._repeats(slot) if self._repeats else {}
+
     @property
     def places_held(self) -> int:
         """Places of the cache that hold something, in all slots; may be asked from any thread."""
@@ -167,7 +179,8 @@ class Decoder(Generic[Model]):
         consume so many bytes of their prompt.  Returns what each decoding slot got, and each that
         scores its prompt.
 
-        Slots of `lookups` draft from their text where that matches.  A row drafts no further than
+        Slots of `lookups` are looked through, and draft from their text where that matches and as
+        many are wanted.  A row drafts no further than
         its last byte, whatever is asked.  Up to `rounds` rounds are run, until `span_s` is over or
         a row ends, and one only where prompts are consumed or log-probabilities wanted.  The
         compiled core omits drafts that, with all before them, are less likely than `p_min` to be
@@ -192,7 +205,7 @@ class Decoder(Generic[Model]):
         if lookups and not self.in_core:
             raise ValueError("drafts are looked up by the compiled core alone")
         of = lookups or {}
-        decodes = [self._decode(slot, n, of.get(slot, NO_LOOKUP)) for slot, n in drafts.items()]
+        decodes = [self._decode(slot, n, of.get(slot)) for slot, n in drafts.items()]
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
         if prefills or not self.in_core or any(decode.alternatives >= 0 for decode in decodes):
             rounds = 1
@@ -226,6 +239,7 @@ class Decoder(Generic[Model]):
                 if prefill.following is not None:
                     results[prefill.slot] = result
             self.seconds, self.elapsed = outcome.seconds, outcome.elapsed
+            self.drafting = outcome.drafting
             return results
 
         return read
@@ -236,13 +250,14 @@ class Decoder(Generic[Model]):
             raise ValueError(f"slot {slot} is free")
         return row
 
-    def _decode(self, slot: int, wanted: int, lookup: Lookup) -> Decode:
+    def _decode(self, slot: int, wanted: int, lookup: Lookup | None) -> Decode:
         row = self._row(slot)
         if self.to_prefill(slot):
             raise ValueError(f"slot {slot} has not consumed its prompt")
         if wanted > row.job.draft_length:
             raise ValueError(f"slot {slot} was opened to draft less than {wanted} bytes")
-        if len(lookup) != len(TIERS) or not all(0 <= n <= LONGEST_DRAFT for n in lookup):
+        lengths = NO_LOOKUP if lookup is None else lookup
+        if len(lengths) != len(TIERS) or not all(0 <= n <= LONGEST_DRAFT for n in lengths):
             raise ValueError(
                 f"slot {slot}: a lookup has {len(TIERS)} lengths up to {LONGEST_DRAFT}"
             )

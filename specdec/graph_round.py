@@ -205,6 +205,7 @@ class _Later:
     it took is told as the pass."""
 
     elapsed = ()
+    drafting = 0
 
     def __init__(self, read: Read, prefills: tuple[RowResult, ...], watch: Stopwatch) -> None:
         self._read, self.prefills, self._watch = read, prefills, watch

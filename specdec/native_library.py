@@ -48,6 +48,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "specdec_model": (_POINTER, [_POINTER] * 2),
     "specdec_model_free": (None, [_POINTER]),
     "specdec_model_copy": (None, [_POINTER] + [_INT] * 3),
+    "specdec_model_repeats": (_INT, [_POINTER, _INT, _POINTER]),
     "specdec_parallel": (_POINTER, [_POINTER] + [_INT] * 3 + [ctypes.c_float] + [_POINTER] * 7),
     "specdec_autoregressive": (_POINTER, [_POINTER] + [_INT] * 4 + [_POINTER] * 3),
     "specdec_drafter_free": (None, [_POINTER]),

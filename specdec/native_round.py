@@ -6,7 +6,7 @@ for near-ties: sums are ordered otherwise, so a process decodes by one or the ot
 
 import ctypes
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary, finalize
 
@@ -113,12 +113,14 @@ class _Round(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "rounds")),
         *((name, ctypes.c_double) for name in ("span", "p_min")),
-        *((name, ctypes.c_void_p) for name in ("interrupt", "slot", "gamma", "watched", "lookup")),
+        *((name, ctypes.c_void_p) for name in ("interrupt", "slot", "gamma", "watched")),
+        *((name, ctypes.c_void_p) for name in ("searched", "lookup")),
         ("prefills", ctypes.c_int64),
         *((f"prefill_{name}", ctypes.c_void_p) for name in ("slot", "start", "size")),
         *((f"prefill_{name}", ctypes.c_void_p) for name in ("scored", "watched")),
         *((name, ctypes.c_void_p) for name in ("prompt", "tokens", "count", "ended", "done")),
         *((name, ctypes.c_void_p) for name in ("tries", "logits", "seconds", "elapsed")),
+        ("drafting", ctypes.c_void_p),
     ]
 
 
@@ -144,7 +146,8 @@ class _Buffers:
         self.slots = _Slots.of(state)
         self.round = _Round()
         integers, octets = ctypes.c_int64 * state.slots, ctypes.c_uint8 * state.slots
-        self.slot, self.gamma, self.watched = integers(), integers(), octets()
+        self.slot, self.gamma = integers(), integers()
+        self.watched, self.searched = octets(), octets()
         parts = ctypes.c_int64 * (2 * state.slots)  # see `_parts`
         self.prefill_slot, self.prefill_start = parts(), parts()
         self.prefill_size, self.prefill_watched = parts(), parts()
@@ -153,7 +156,8 @@ class _Buffers:
         self.tokens = (ctypes.c_uint8 * (state.slots * _OUTPUT))()
         self.count, self.done, self.ended = integers(), (ctypes.c_int64 * 1)(), octets()
         self.tries = (ctypes.c_int32 * (state.slots * MOST_ROUNDS))()
-        self.seconds, self.elapsed = (ctypes.c_double * 4)(), (ctypes.c_double * MOST_ROUNDS)()
+        self.seconds, self.elapsed = (ctypes.c_double * 3)(), (ctypes.c_double * MOST_ROUNDS)()
+        self.drafting = (ctypes.c_int64 * 1)()
         for name, kind, *_ in _Round._fields_:
             if kind is ctypes.c_void_p and hasattr(self, name):
                 setattr(self.round, name, ctypes.addressof(getattr(self, name)))
@@ -184,7 +188,9 @@ def run_native_round(
     for index, row in enumerate(decodes):
         buffers.slot[index], buffers.gamma[index] = row.slot, row.drafts
         buffers.watched[index] = row.watched
-        buffers.lookup[len(TIERS) * index : len(TIERS) * (index + 1)] = list(row.lookup)
+        buffers.searched[index] = row.lookup is not None
+        if row.lookup is not None:
+            buffers.lookup[len(TIERS) * index : len(TIERS) * (index + 1)] = list(row.lookup)
         judged += 1 + row.longest
     # the core leaves out what nobody wants of the last ones
     parts = (part for prefill in work.prefills for part in _parts(prefill))
@@ -199,7 +205,6 @@ def run_native_round(
         ctypes.byref(buffers.round),
     )
     results, at, rounds = [], 0, buffers.done[0]
-    draft, verify, accept, drafting = buffers.seconds
     for index, row in enumerate(decodes):
         output = ctypes.string_at(buffers.round.tokens + index * _OUTPUT, buffers.count[index])
         tries, times = (PLAIN,) * rounds, {PLAIN: rounds}
@@ -228,9 +233,17 @@ def run_native_round(
     return RoundResult(
         tuple(results),
         tuple(scored[p.slot] for p in work.prefills),
-        Seconds(draft, verify, accept, int(drafting)),
+        Seconds(*buffers.seconds),
         tuple(buffers.elapsed[:rounds]),
+        buffers.drafting[0],
     )
+
+
+def native_repeats(model: NativeModel, slot: int) -> Mapping[Try, int]:
+    """See `Decoder.repeats`."""
+    pairs = (ctypes.c_int32 * (2 * (len(TIERS) * (LONGEST_DRAFT + 1) + 1)))()
+    count = native_library().specdec_model_repeats(model.handle, slot, pairs)
+    return {_tries[pairs[2 * n]]: pairs[2 * n + 1] for n in range(count)}
 
 
 def _parts(prefill: Prefill) -> list[Prefill]:

@@ -51,7 +51,7 @@ class Decode:
 
     Of so many `alternatives` the log-probabilities are given, of none below 0.  A row that is
     `watched` may draft, now or later: the drafter is told of it.  Where its text matches in a way
-    for which `lookup` has drafts, those are taken instead.
+    for which `lookup` has drafts, those are taken instead; None: it is not looked through.
     """
 
     slot: int
@@ -59,12 +59,12 @@ class Decode:
     features: Features
     alternatives: int = -1
     watched: bool = False
-    lookup: Lookup = NO_LOOKUP
+    lookup: Lookup | None = None
 
     @property
     def longest(self) -> int:
         """Drafts at most."""
-        return max(self.drafts, *self.lookup)
+        return max(self.drafts, *(self.lookup or NO_LOOKUP))
 
 
 @dataclass(frozen=True)
@@ -154,26 +154,25 @@ class RowResult:
 
 
 class Seconds(NamedTuple):
-    """Where the time of rounds went: drafts, the pass of the model, and all from the byte rule on;
-    and in how many of them drafts were wanted."""
+    """Where the time of rounds went: drafts, the model's pass, all from the byte rule on."""
 
     draft: float = 0.0
     verify: float = 0.0
     accept: float = 0.0
-    drafting: int = 0
 
 
 @dataclass(frozen=True)
 class RoundResult:
     """For each row, in order; of a prefill that is not scored nothing is told.
 
-    `elapsed`: what each round took, of those of the core.
+    `elapsed`: what each round took, of those of the core; in `drafting` of them drafts were wanted.
     """
 
     decodes: tuple[RowResult, ...]
     prefills: tuple[RowResult, ...]
     seconds: Seconds = field(default_factory=Seconds)
     elapsed: tuple[float, ...] = ()
+    drafting: int = 0
 
 
 class Outcome(Protocol):
@@ -190,6 +189,9 @@ class Outcome(Protocol):
 
     @property
     def elapsed(self) -> tuple[float, ...]: ...
+
+    @property
+    def drafting(self) -> int: ...
 
 
 RunRound = Callable[[Any, Any, SlotState, Round], Outcome]

@@ -135,7 +135,8 @@ def run_round(
     return RoundResult(
         tuple(results[row.slot] for row in work.decodes),
         tuple(_scored(*pair) for pair in zip(work.prefills, scored, strict=True)),
-        Seconds(laps[0], laps[1], laps[2], int(any(row.drafts for row in work.decodes))),
+        Seconds(*laps),
+        drafting=int(any(row.drafts for row in work.decodes)),
     )
 
 

@@ -1,6 +1,7 @@
 """How auto decides, against rows with known chances of acceptance and rounds of known cost."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import pytest
@@ -449,6 +450,17 @@ class Repeating:
     def __init__(self, share: float, tier: int, chance: float, prophet: float = 0.0) -> None:
         self.share, self.tier, self.chance, self.prophet = share, tier, chance, prophet
         self.random = random.Random(1)
+        self.counts: Counter[Try] = Counter()
+
+    def repeats(self, slot: int) -> Mapping[Try, int]:
+        counts, self.counts = self.counts, Counter()
+        return counts
+
+    def right(self, drafted: int, chance: float) -> int:
+        count = 0
+        while count < drafted and self.random.random() < chance:
+            count += 1
+        return count
 
     def rate(self, lengths: DraftLengths, cost: Cost, calls: int) -> float:
         """Bytes per second, in calls of eight rounds."""
@@ -457,15 +469,16 @@ class Repeating:
             planned = lengths.plan([])
             tries, seconds = [], []
             for _ in range(min(8, planned.rounds)):
-                lookup = planned.lookups.get(0, NO_LOOKUP)
-                found = self.random.random() < self.share and lookup[self.tier]
-                drafted, chance = planned.lengths[0], self.prophet
-                if found:
-                    drafted, chance = lookup[self.tier], self.chance
-                accepted = 0
-                while accepted < drafted and self.random.random() < chance:
-                    accepted += 1
-                tries.append(Try(drafted, accepted, self.tier if found else -1))
+                drafted, tier = planned.lengths[0], -1
+                accepted = self.right(drafted, self.prophet)
+                if self.random.random() < self.share:
+                    right = self.right(16, self.chance)
+                    self.counts[Try(16, right, self.tier)] += 1
+                    if length := planned.lookups[0][self.tier]:
+                        drafted, accepted, tier = length, min(length, right), self.tier
+                else:
+                    self.counts[PLAIN] += 1
+                tries.append(Try(drafted, accepted, tier))
                 seconds.append(cost(1, drafted))
             if lengths.over(planned.lengths, len(tries)):
                 lengths.observe({0: result(*tries)}, seconds, sum(seconds))
@@ -474,11 +487,21 @@ class Repeating:
         return total / spent
 
 
-def looking(cost: Cost, longest: int = 0, rows: tuple[int, ...] = (1, 8)) -> DraftLengths:
+def nothing(slot: int) -> Mapping[Try, int]:
+    """Of texts that never repeat themselves, or of which nothing is known."""
+    return {}
+
+
+def looking(
+    cost: Cost,
+    longest: int = 0,
+    repeats: Callable[[int], Mapping[Try, int]] = nothing,
+    rows: tuple[int, ...] = (1, 8),
+) -> DraftLengths:
     """Of rows for which up to 16 bytes may be looked up."""
     drafted = {(b, gamma): cost(b, gamma) for b in rows for gamma in (LENGTHS if longest else (0,))}
     looked_up = {(b, gamma): cost(b, gamma) for b in rows for gamma in LOOKUP_LENGTHS}
-    return DraftLengths(RoundCosts(drafted, looked_up), longest)
+    return DraftLengths(RoundCosts(drafted, looked_up), longest, repeats)
 
 
 def dear_places(rows: int, gamma: int) -> float:
@@ -497,9 +520,9 @@ def test_what_a_text_repeats_is_looked_up_as_far_as_it_pays() -> None:
         (0.5, 0, 0.9, 1.15),
         (0.9, 1, 0.95, 1.4),
     ):
-        lengths = looking(dear_places)
-        lengths.enter(0, 0, 16)
         text = Repeating(share, tier, chance)
+        lengths = looking(dear_places, repeats=text.repeats)
+        lengths.enter(0, 0, 16)
         text.rate(lengths, dear_places, 100)
         assert text.rate(lengths, dear_places, 1000) > least
         lookup = lengths.plan([]).lookups[0]
@@ -508,30 +531,31 @@ def test_what_a_text_repeats_is_looked_up_as_far_as_it_pays() -> None:
 
 @pytest.mark.parametrize("chance", [0.0, 0.3, 0.45])
 def test_what_does_not_pay_is_not_looked_up(chance: float) -> None:
-    lengths = looking(dear_places)
+    text = Repeating(0.5, 0, chance)
+    lengths = looking(dear_places, repeats=text.repeats)
     lengths.enter(0, 0, 16)
-    assert Repeating(0.5, 0, chance).rate(lengths, dear_places, 2000) > 0.98
+    assert text.rate(lengths, dear_places, 2000) > 0.98
 
 
 def test_nobody_looks_where_right_drafts_would_not_pay() -> None:
     """Among eight rows a place costs what a row does."""
     lengths = looking(lambda rows, gamma: rows * (1.0 + gamma) + (0.0 if rows > 1 else 2.0))
     lengths.enter(0, 0, 16)
-    assert lengths.plan([]).lookups
+    assert lengths.plan([]).lookups[0] != NO_LOOKUP
     for slot in range(1, 8):
         lengths.enter(slot, 0, 16)
     for _ in range(2):
         lengths._age = 10**6  # decided again
-        assert not lengths.plan([]).lookups
+        assert set(lengths.plan([]).lookups.values()) == {NO_LOOKUP}
 
 
 def test_where_nothing_is_found_the_prophet_drafts() -> None:
     def cost(rows: int, gamma: int) -> float:
         return rows * (1 + 0.2 * gamma)
 
-    lengths = looking(cost, longest=16)
-    lengths.enter(0, 16, 16)
     text = Repeating(0.3, 2, 0.98, prophet=0.7)
+    lengths = looking(cost, 16, text.repeats)
+    lengths.enter(0, 16, 16)
     text.rate(lengths, cost, 150)
     planned = lengths.plan([])
     assert planned.lengths[0] >= 1
@@ -540,9 +564,9 @@ def test_where_nothing_is_found_the_prophet_drafts() -> None:
 
 def test_what_texts_repeat_is_no_reason_not_to_draft() -> None:
     """Where it repeats itself bytes come fast; they come no sooner for drafting less elsewhere."""
-    lengths = looking(mild_places, longest=16)
-    lengths.enter(0, 16, 16)
     text = Repeating(0.5, 3, 0.99, prophet=0.7)
+    lengths = looking(mild_places, 16, text.repeats)
+    lengths.enter(0, 16, 16)
     assert text.rate(lengths, mild_places, 400) > 2.0
     planned = lengths.plan([])
     assert planned.lookups[0][3] >= 8
@@ -554,9 +578,9 @@ def test_what_texts_repeat_is_no_reason_not_to_draft() -> None:
 
 def test_a_prophet_that_comes_to_pay_drafts_beside_what_is_looked_up() -> None:
     """Though that hardly changes how many bytes a second there are in all."""
-    lengths = looking(mild_places, longest=16)
-    lengths.enter(0, 16, 16)
     text = Repeating(0.5, 3, 0.99, prophet=0.1)
+    lengths = looking(mild_places, 16, text.repeats)
+    lengths.enter(0, 16, 16)
     text.rate(lengths, mild_places, 300)
     assert not lengths.plan([]).lengths[0]
     text.prophet = 0.7
@@ -568,7 +592,7 @@ def test_a_length_stays_unless_another_is_better_by_more_than_a_little() -> None
     lengths = DraftLengths(measured(lambda rows, gamma: rows * (1 + 0.2 * gamma)), longest=16)
     lengths.enter(0, 16)
     row = lengths._rows[0]
-    row.observe(0, reached(16, 3, 400), reached(16, 16, 400))
+    row.observe(reached(16, 3, 400), reached(16, 16, 400))
     lengths._decide([])
     assert row.lengths[0] == 3
     shares = lengths._shares(1, 1)
@@ -692,7 +716,7 @@ def test_the_yardstick_is_kept_true_in_calls_of_any_length(rounds: int) -> None:
     for _ in range(8000 // rounds):
         planned = lengths.plan([])
         count = min(rounds, planned.rounds)
-        drafted = bool(planned.lookups)
+        drafted = planned.lookups != {0: NO_LOOKUP}
         plain += count * (not drafted)
         total += count
         tries = [Try(16, 16, 3) if drafted else Try(0, 0)] * count
@@ -915,10 +939,54 @@ def test_a_call_ends_where_the_next_decision_is_due(monkeypatch: pytest.MonkeyPa
     assert calls / 4 < learned[0] < calls / 2
 
 
-def test_how_often_texts_repeat_themselves_is_known_of_short_calls_too() -> None:
-    """Of which some find nothing, and none is looked at for what it found."""
-    lengths = looking(dear_places)
+@pytest.mark.parametrize("pays", [True, False])
+def test_how_often_texts_repeat_themselves_is_known_whether_or_not_that_pays(pays: bool) -> None:
+    def cost(rows: int, gamma: int) -> float:
+        return rows + (0.5 if pays else 20.0) * gamma
+
+    text = Repeating(0.05, 3, 0.99)
+    lengths = looking(cost, repeats=text.repeats)
     lengths.enter(0, 0, 16)
-    Repeating(0.05, 3, 0.99).rate(lengths, dear_places, 4000)
-    assert lengths.plan([]).lookups[0][3]
+    text.rate(lengths, cost, 4000)
+    assert (lengths.plan([]).lookups[0][3] > 0) == pays
     assert 0.035 < lengths._met[4] / sum(lengths._met) < 0.07
+
+
+def test_what_a_row_s_text_repeated_is_believed_of_the_next_one() -> None:
+    """Without a trial, and though nothing was looked up for the first."""
+    for right, expected in ((16, 16), (0, 0)):
+        told = {PLAIN: 70, Try(16, right, 3): 30}
+        lengths = looking(dear_places, repeats=lambda slot, told=told: told if slot else {})  # type: ignore[misc]
+        lengths.enter(1, 0, 16)
+        lengths.leave(1)
+        lengths.enter(0, 0, 16)
+        assert lengths.plan([]).lookups[0] == (0, 0, 0, expected)
+
+
+@pytest.mark.parametrize(("share", "looked_up"), [(0.1, True), (0.001, False)])
+def test_what_gains_little_of_all_bytes_is_not_looked_up(share: float, looked_up: bool) -> None:
+    """However good its drafts are: rounds behind it take longer."""
+    text = Repeating(share, 3, 0.99)
+    lengths = looking(dear_places, repeats=text.repeats)
+    lengths.enter(0, 0, 16)
+    text.rate(lengths, dear_places, 3000)
+    row = lengths._rows[0]
+    assert row.cases[4].acceptance.expected()[16] > 1.3 * 9
+    assert (lengths.plan([]).lookups[0][3] > 0) == looked_up
+
+
+def test_nothing_is_asked_of_a_row_whose_text_is_not_looked_through() -> None:
+    asked: list[int] = []
+
+    def repeats(slot: int) -> Mapping[Try, int]:
+        asked.append(slot)
+        return {}
+
+    lengths = looking(dear_places, 16, repeats)
+    lengths.enter(0, 16, 0)
+    lengths.enter(1, 16, 4)
+    assert set(lengths.plan([]).lookups) == {1}
+    lengths.leave(0)
+    lengths.leave(1)
+    lengths.leave(1)
+    assert asked == [1, 1]

@@ -609,7 +609,7 @@ def loops(index: int, mode: Mode, **fields: object) -> Submission:
     return submission(
         f"{mode}{index}",
         prompt=b"aabbcc" * (2 + index),
-        max_tokens=60,
+        max_tokens=120,
         params=SamplingParams(
             temperature=0.3 * (index % 4), logit_bias=((97, 30.0), (98, 29.0), (99, 28.0))
         ),
@@ -623,7 +623,7 @@ def loops(index: int, mode: Mode, **fields: object) -> Submission:
 @pytest.mark.parametrize("together", [False, True])
 def test_texts_that_repeat_themselves_are_looked_up(prophet: bool, together: bool) -> None:
     """In calls of several rounds, with the bytes of base; alone, and beside other rows."""
-    model = tiny_model()
+    model = tiny_model(context=192)
     decoder = build_decoder(
         model,
         agreeing_prophet(model) if prophet else None,

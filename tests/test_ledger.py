@@ -14,7 +14,7 @@ def row(size: int) -> RowResult:
 
 def test_parts_of_rounds() -> None:
     ledger = Ledger(None)
-    ledger.enter({0: row(3)}, {0: 2}, False, 0.010, Seconds(0.002, 0.004, 0.001, 1))
+    ledger.enter({0: row(3)}, {0: 2}, False, 0.010, Seconds(0.002, 0.004, 0.001), drafting=1)
     ledger.enter({0: row(1)}, {0: 0}, True, 0.020, Seconds(0.0, 0.015, 0.001))
     figures = ledger.figures({}, 5, None, 1)
     totals = {phase: tally.total for phase, tally in figures.phases.items()}
@@ -49,7 +49,8 @@ def test_parts_of_several_rounds_in_one_call() -> None:
         0: RowResult(b"x" * 8, 5, 4, ended=False, tries=tries),
         1: RowResult(b"x" * 4, 0, 0, ended=False, tries=(PLAIN,) * 4),
     }
-    ledger.enter(both, [0], False, 0.012, Seconds(0.002, 0.004, 0.004, 2), (), (1e-3,) * 4)
+    spent = Seconds(0.002, 0.004, 0.004)
+    ledger.enter(both, [0], False, 0.012, spent, (), (1e-3,) * 4, drafting=2)
     figures = ledger.figures({}, 0, None, 1)
     counts = {phase: sum(tally.counts) for phase, tally in figures.phases.items()}
     assert counts == {"draft": 2, "verify": 4, "prefill": 0, "accept": 4, "host": 4}

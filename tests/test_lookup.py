@@ -21,7 +21,7 @@ from specdec.config import LONGEST_DRAFT
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job, generate
 from specdec.lookup import NO_LOOKUP, TIERS, Lookup
 from specdec.prophet import Prophet
-from specdec.round import MOST_ROUNDS, RowResult, Try
+from specdec.round import MOST_ROUNDS, PLAIN, RowResult, Try
 from specdec.sampling import SamplingParams
 
 ADJUSTED = SamplingParams(
@@ -162,6 +162,82 @@ def simulated(prompt: bytes, output: bytes, lookup: Lookup) -> list[Try]:
     return tries
 
 
+def counted(prompt: bytes, results: Sequence[RowResult]) -> Counter[Try]:
+    """What matches would have given, of rounds as they were: one of a tier at a time, to its first
+    wrong byte or for the longest draft, if that comes before the text's end."""
+    counts: Counter[Try] = Counter()
+    whole = prompt + b"".join(result.output for result in results)
+    size, busy = len(prompt), [0] * len(TIERS)
+    for tried in (each for result in results for each in result.rounds):
+        place, tier = found(whole[:size])
+        if tier < 0:
+            counts[PLAIN] += 1
+        elif size >= busy[tier]:
+            text, right = whole[:size], 0
+            while (drafted := text[place + right]) == whole[size + right : size + right + 1][0]:
+                text += bytes([drafted])
+                right += 1
+                if right == LONGEST_DRAFT or size + right == len(whole):
+                    break
+            ended = right == LONGEST_DRAFT or size + right < len(whole)
+            busy[tier] = size + right + (right < LONGEST_DRAFT)
+            counts[Try(LONGEST_DRAFT, right, tier)] += ended
+        size += 1 + tried.accepted
+    return +counts
+
+
+@pytest.mark.parametrize("lookup", [NO_LOOKUP, (3, 0, 6, 0), (0, 0, 2, 16), (16, 0, 0, 1)])
+@pytest.mark.parametrize("rounds", [1, 7, MOST_ROUNDS])
+def test_what_matches_would_give_is_counted_whatever_is_drafted(
+    lookup: Lookup, rounds: int
+) -> None:
+    decoder = native(agreeing_prophet(tiny_model()), slots=3, context=300)
+    jobs = [
+        Job(b"aabbcc" * 9, 200, LOOPS, 4),
+        Job(b"ca", 190, LOOPS, 9, 2),
+        Job(b"bcab", 180, LOOPS, 7),
+    ]
+    for _ in range(2):  # of who was there before nothing is left
+        open_all(decoder, jobs)
+        results: list[list[RowResult]] = [[], [], []]
+        told: list[Counter[Try]] = [Counter(), Counter(), Counter()]
+        while running := [
+            slot
+            for slot, job in enumerate(jobs)
+            if sum(len(r.output) for r in results[slot]) < job.max_tokens
+        ]:
+            drafts = {slot: jobs[slot].draft_length for slot in running}
+            lookups = {slot: lookup for slot in running if slot < 2}
+            for slot, result in decoder.step(drafts, None, lookups, rounds).items():
+                results[slot].append(result)
+            for slot in running[::2]:  # asked often or once
+                told[slot] += Counter(decoder.repeats(slot))
+        told[1] += Counter(decoder.repeats(1))
+        for slot in (0, 1):
+            assert told[slot] == counted(jobs[slot].prompt, results[slot])
+            assert len({tried.tier for tried in told[slot]}) > 3
+        assert not told[2]  # nobody wanted to know
+        assert not decoder.repeats(0)
+        for slot in range(3):
+            decoder.close(slot)
+
+
+def test_counts_of_a_text_end_with_it() -> None:
+    """A match that was followed when a row was closed is not held against the next row's bytes."""
+    decoder = native(slots=2)
+    same = SamplingParams(temperature=1.0, logit_bias=((97, 1000.0),))
+    for _ in range(3):
+        open_all(decoder, [Job(b"aaaa", 100, same)])
+        decoder.step({0: 0}, None, {0: NO_LOOKUP}, 9)
+        decoder.close(0)
+        assert not decoder.repeats(0)
+    open_all(decoder, [Job(b"bcda", 100, same)])
+    decoder.step({0: 0}, None, {0: NO_LOOKUP}, 40)
+    assert decoder.repeats(0) == {PLAIN: 3, Try(16, 16, 0): 1, Try(16, 16, 1): 1, Try(16, 16, 2): 1}
+    decoder.step({0: 0}, None, {0: NO_LOOKUP}, 20)
+    assert decoder.repeats(0) == {Try(16, 16, 3): 1}
+
+
 @pytest.mark.parametrize("lookup", [(3, 4, 6, 16), (0, 0, 2, 16), (16, 0, 0, 1), (1, 16, 16, 16)])
 @pytest.mark.parametrize("rounds", [1, 3, MOST_ROUNDS])
 def test_what_is_looked_up_is_what_a_plain_search_finds(lookup: Lookup, rounds: int) -> None:
@@ -181,7 +257,7 @@ def test_what_is_looked_up_is_what_a_plain_search_finds(lookup: Lookup, rounds: 
             assert result.drafted == sum(each.drafted for each in result.rounds)
             assert result.accepted == sum(each.accepted for each in result.rounds)
         them = zip(*(result.rounds for result in step.values()), strict=True)
-        assert decoder.seconds.drafting == sum(any(each.wanted for each in row) for row in them)
+        assert decoder.drafting == sum(any(each.wanted for each in row) for row in them)
     tiers = set()
     for job, mine in zip(jobs, results, strict=True):
         tries = [each for result in mine for each in result.rounds]

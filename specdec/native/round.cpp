@@ -16,7 +16,6 @@
 
 namespace specdec {
 
-constexpr int LONGEST = 16;       // config.LONGEST_DRAFT
 constexpr int MOST_ROUNDS = 256;  // round.MOST_ROUNDS
 
 // What rounds are asked for and give; as in `specdec.native_round`.
@@ -26,7 +25,7 @@ struct Round {
     double p_min;          // drafts end before the chance that all are kept falls below this
     const volatile int64_t* interrupt;  // nor once this is not 0
     const int64_t *slot, *gamma;
-    const uint8_t* watched;
+    const uint8_t *watched, *searched;  // known to the drafter; looked through for matches
     const int64_t* lookup;  // [rows, tiers]: drafts to take from the text instead where it matches
     int64_t prefills;  // those whose logits are wanted first, then those that the drafter watches
     const int64_t *prefill_slot, *prefill_start, *prefill_size;
@@ -39,9 +38,9 @@ struct Round {
     int64_t* done;    // [1]: rounds that were run
     int32_t* tries;   // [rows, MOST_ROUNDS], see `tried`
     float* logits;    // [rows' places, then scored prompt bytes, 256] of the last round
-    double* seconds;  // [4]: spent drafting, in the pass, and on what follows it; and not seconds but
-                      // in how many rounds drafts were wanted
+    double* seconds;  // [3]: spent drafting, in the pass, and on what follows it
     double* elapsed;  // [MOST_ROUNDS], of each round
+    int64_t* drafting;  // [1]: rounds in which drafts were wanted
 };
 
 // A row's drafts in a round, in five bits each: how many, those accepted, how many more were wanted,
@@ -56,8 +55,8 @@ class Model {
         : stack_(stack), embedding_(embedding, embedding + size_t(256) * stack.width()) {}
 
     void run(Team& team, Drafter* drafter, const SpecdecSlots& slots, const Round& round) {
-        std::fill_n(round.seconds, 4, 0.0);
-        *round.done = 0;
+        std::fill_n(round.seconds, 3, 0.0);
+        *round.done = *round.drafting = 0;
         for (int r = 0; r < round.rows; ++r) {
             round.count[r] = round.ended[r] = 0;
             int64_t slot = round.slot[r];
@@ -78,6 +77,17 @@ class Model {
     void copy(int source, int target, int places) {
         stack_.copy(source, target, places);
         texts_.copy(source, target, places);
+    }
+
+    // Writes pairs: as `tried` has it what LONGEST drafts of a match would have given, or 0 for a
+    // round without one, and how often that was so in a slot since this was last asked.
+    int repeats(int slot, int32_t* pairs) {
+        int32_t* out = pairs;
+        texts_.take(slot, [&](int tier, int right, int times) {
+            *out++ = tier < 0 ? 0 : tried(LONGEST, right, 0, tier);
+            *out++ = times;
+        });
+        return int(out - pairs) / 2;
     }
 
    private:
@@ -127,7 +137,7 @@ class Model {
         if (judged) team.run([&](int t) { judge(t, team.size(), slots, round, judged); });
         committed_.clear();
         for (int r = 0; r < rows; ++r) accept(slots, round, r);
-        round.seconds[3] += std::any_of(wanted_of_.begin(), wanted_of_.end(), [](int64_t n) { return n > 0; });
+        *round.drafting += std::any_of(wanted_of_.begin(), wanted_of_.end(), [](int64_t n) { return n > 0; });
         int at = judged;
         for (int p = 0; p < round.prefills; ++p) {
             int size = int(round.prefill_size[p]);
@@ -159,7 +169,8 @@ class Model {
             int64_t slot = round.slot[r], m = slots.length[slot], most = slots.end[slot] - m - 2;
             int64_t* drafts = &drafts_[size_t(r) * LONGEST];
             tier_[r] = -1;
-            if (look_up(slot, m + 1, most, round.lookup + r * N_TIERS, r, drafts)) continue;
+            if (round.searched[r] && look_up(slot, m + 1, most, round.lookup + r * N_TIERS, r, drafts))
+                continue;
             gamma_[r] = 0;
             wanted_of_[r] = std::max<int64_t>(0, std::min(round.gamma[r], most));
             if (wanted_of_[r])
@@ -174,12 +185,11 @@ class Model {
     // Drafts of row r from its text of so many bytes, if that matches where any are wanted.
     bool look_up(int64_t slot, int64_t size, int64_t most, const int64_t* wanted, int r,
                  int64_t* drafts) {
-        if (std::all_of(wanted, wanted + N_TIERS, [](int64_t length) { return length == 0; }))
-            return false;
         Match match = texts_.find(slot, size);
+        texts_.follow(slot, size, match);
         int64_t length = match.tier < 0 ? 0 : std::min(wanted[match.tier], most);
         if (length <= 0) return false;
-        texts_.follow(slot, match.place, size, length, drafts);
+        texts_.draft(slot, match.place, size, length, drafts);
         gamma_[r] = wanted_of_[r] = length;
         tier_[r] = match.tier;
         return true;
@@ -213,7 +223,7 @@ class Model {
         uint8_t* tokens = round.tokens + r * MOST_ROUNDS * (LONGEST + 1) + round.count[r];
         for (int64_t i = 0; i < count; ++i) {
             tokens[i] = uint8_t(chosen[i]);
-            texts_.put(slot, m + 1 + i, chosen[i]);
+            texts_.append(slot, m + 1 + i, chosen[i]);
             ++slots.counts[slot * 256 + chosen[i]];
         }
         round.tries[r * MOST_ROUNDS + *round.done] =
@@ -290,6 +300,10 @@ void* specdec_model(void* stack, const float* embedding) {
 void specdec_model_free(void* model) { delete static_cast<Model*>(model); }
 void specdec_model_copy(void* model, int source, int target, int places) {
     static_cast<Model*>(model)->copy(source, target, places);
+}
+
+int specdec_model_repeats(void* model, int slot, int32_t* pairs) {
+    return static_cast<Model*>(model)->repeats(slot, pairs);
 }
 
 void* specdec_parallel(void* stack, int half, int slots, int model_width, float eps,
