@@ -84,10 +84,12 @@ class RoundCosts:
 
     def p_min(self, rows: int) -> float:
         """The chance below which a draft is not worth its place in the pass: what that adds to a
-        round, measured in plain ones, which give a byte."""
-        lengths = self.lengths[1:] if len(self.lengths) > 2 else self.lengths
+        round, measured in plain ones, which give a byte.  As measured of what is looked up, if
+        that was: by when its chance is known, a prophet's draft has been made."""
+        table = self._kinds[len(self.lookup_lengths) > 1]
+        lengths = table.lengths[1:] if len(table.lengths) > 2 else table.lengths
         few, many = lengths[0], lengths[-1]
-        prices = self._kinds[False].prices(rows)
+        prices = table.prices(rows)
         return min(1.0, max(0.0, (prices[many] - prices[few]) / max(1, many - few)))
 
     def share(self, rows: int, drafting: int, gamma: int, made: float | None = None) -> float:

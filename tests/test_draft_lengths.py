@@ -887,6 +887,9 @@ def test_a_draft_must_be_as_likely_as_its_place_is_dear() -> None:
     assert measured(lambda rows, gamma: float(rows)).p_min(2) == 0.0
     assert RoundCosts({(1, 0): 1.0, (1, 4): 3.0}).p_min(1) == 0.5
     assert RoundCosts({(1, 0): 1.0}).p_min(1) == 0.0
+    # what making drafts costs is spent when they are found unlikely
+    both = RoundCosts({(1, 0): 1.0, (1, 4): 3.0}, {(1, 1): 1.5, (1, 3): 2.0, (1, 6): 2.75})
+    assert both.p_min(1) == pytest.approx(0.25)
     # where drafting pays, time is worth more
     lengths = DraftLengths(costs, longest=16)
     assert lengths.p_min(1) == pytest.approx(0.2)

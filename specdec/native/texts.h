@@ -79,6 +79,7 @@ class Texts {
     void copy(int64_t source, int64_t target, int64_t size) {
         room(source, size);
         std::copy_n(texts_[source].bytes.begin(), size, room(target, size));
+        for (Followed& match : texts_[target].followed) match.next = -1;
     }
 
     // The newest match of a text of `size` bytes.
