@@ -70,7 +70,7 @@ class Case:
     def __init__(self, most: int, usual: Acceptance, met: float) -> None:
         self.most, self.acceptance = most, Acceptance(usual)
         self.met = met
-        """How often it was the case lately; a match of the usual one is none."""
+        """In how many rounds it was the case lately: that the text matched so, or not at all."""
         self.length = 0
 
 

@@ -64,8 +64,8 @@ class Decoder(Generic[Model]):
 
     `context` is the most bytes of prompt and output together.  `state` may have slots behind
     those, which nothing is opened in.  `ahead` tells that a round had better be begun before the
-    one before it is read, `in_core` that several may run in one call, and look drafts up; it takes
-    what tells how often texts repeat themselves (`repeats`).
+    one before it is read.  With a function for `Decoder.repeats` rounds are `in_core`: several may
+    run in one call, and look drafts up.
     """
 
     def __init__(

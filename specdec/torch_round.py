@@ -131,11 +131,10 @@ def run_round(
     results: dict[int, RowResult] = {}
     for rows_of, group_result in zip(members, emitted, strict=True):
         results.update(_results(rows_of, group_result))
-    laps = watch.laps() or [0.0, 0.0, 0.0]
     return RoundResult(
         tuple(results[row.slot] for row in work.decodes),
         tuple(_scored(*pair) for pair in zip(work.prefills, scored, strict=True)),
-        Seconds(*laps),
+        Seconds(*watch.laps()),
         drafting=int(any(row.drafts for row in work.decodes)),
     )
 

@@ -955,15 +955,15 @@ def test_how_often_texts_repeat_themselves_is_known_whether_or_not_that_pays(pay
     assert 0.035 < lengths._met[4] / sum(lengths._met) < 0.07
 
 
-def test_what_a_row_s_text_repeated_is_believed_of_the_next_one() -> None:
+@pytest.mark.parametrize(("right", "expected"), [(16, 16), (0, 0)])
+def test_what_a_row_s_text_repeated_is_believed_of_the_next_one(right: int, expected: int) -> None:
     """Without a trial, and though nothing was looked up for the first."""
-    for right, expected in ((16, 16), (0, 0)):
-        told = {PLAIN: 70, Try(16, right, 3): 30}
-        lengths = looking(dear_places, repeats=lambda slot, told=told: told if slot else {})  # type: ignore[misc]
-        lengths.enter(1, 0, 16)
-        lengths.leave(1)
-        lengths.enter(0, 0, 16)
-        assert lengths.plan([]).lookups[0] == (0, 0, 0, expected)
+    told = {PLAIN: 70, Try(16, right, 3): 30}
+    lengths = looking(dear_places, repeats=lambda slot: told if slot else {})
+    lengths.enter(1, 0, 16)
+    lengths.leave(1)
+    lengths.enter(0, 0, 16)
+    assert lengths.plan([]).lookups[0] == (0, 0, 0, expected)
 
 
 @pytest.mark.parametrize(("share", "looked_up"), [(0.1, True), (0.001, False)])

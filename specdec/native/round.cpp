@@ -182,7 +182,8 @@ class Model {
         drafter->draft(team, slots, wanted_, round.p_min);
     }
 
-    // Drafts of row r from its text of so many bytes, if that matches where any are wanted.
+    // Drafts of row r from its text of so many bytes, if that matches where any are wanted; what matches
+    // is followed in any case.
     bool look_up(int64_t slot, int64_t size, int64_t most, const int64_t* wanted, int r,
                  int64_t* drafts) {
         Match match = texts_.find(slot, size);

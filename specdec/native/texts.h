@@ -33,17 +33,18 @@ class Texts {
 
     // The byte behind the last one.
     void append(int64_t slot, int64_t place, int64_t byte) {
-        uint8_t* text = room(slot, place);
-        text[place] = uint8_t(byte);
+        uint8_t* bytes = room(slot, place);
+        bytes[place] = uint8_t(byte);
+        Text& text = texts_[slot];
         for (int tier = 0; tier < N_TIERS; ++tier) {
-            Followed& match = texts_[slot].followed[tier];
+            Followed& match = text.followed[tier];
             if (match.next != place) continue;
-            bool right = text[match.source] == byte;
+            bool right = bytes[match.source] == byte;
             match.right += right;
             ++match.source;
             ++match.next;
             if (!right || match.right == LONGEST) {
-                ++texts_[slot].found[tier][match.right];
+                ++text.found[tier][match.right];
                 match.next = -1;
             }
         }
