@@ -11,6 +11,7 @@ Plain Python, no tensors, no clock.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 from server.acceptance import Acceptance, Reached
@@ -18,7 +19,7 @@ from server.budget import Budget
 from server.open_row import CASES, TRIALS, USUAL, Mean, OpenRow, Shares
 from server.round_costs import Lately, RoundCosts
 from specdec.lookup import NO_LOOKUP, Lookup
-from specdec.round import MOST_ROUNDS, RowResult, Try
+from specdec.round import MOST_ROUNDS, PLAIN, RowResult, Try
 
 LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Draft lengths that are considered, of the prophet's drafts."""
@@ -239,7 +240,7 @@ class DraftLengths:
         """
         if not results:
             return
-        count, rows = len(next(iter(results.values())).rounds), len(results)
+        count, rows = max(len(result.rounds) for result in results.values()), len(results)
         drafting = any(result.wanted for result in results.values())
         self._calls += 1
         # what is settled is looked at now and then: that takes time too
@@ -275,7 +276,8 @@ class DraftLengths:
         first = int(self._telling)
         if learning and len(seconds) > first:
             them = (result.rounds[first:] for result in results.values())
-            self._costs.observe(zip(*them, strict=True), seconds[first:])
+            # one that ended before the last of these rounds idled in the others
+            self._costs.observe(zip_longest(*them, fillvalue=PLAIN), seconds[first:count])
         mine = self._rows.keys() | left
         if all(slot in mine or not result.wanted for slot, result in results.items()):
             # what rows that always draft cost is not this one's loss

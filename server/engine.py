@@ -21,8 +21,8 @@ from server.memory import gpu_memory
 from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
 from server.round_costs import RoundCosts
 from server.scheduler import Deliveries, Plan, Scheduler
-from specdec.decoder import LONGEST_CHUNK, Decoder, Job
-from specdec.round import Broken, RowResult
+from specdec.decoder import Begun, Decoder, Job
+from specdec.round import Broken
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +30,14 @@ LONGEST_STOP_S = 5.0
 """How long `Engine.stop` waits for a round that hangs."""
 
 Deliver = Callable[[Event], None]
-Read = Callable[[], dict[int, RowResult]]
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """A round that was begun at a time, and what is to be called for its results, if it has any."""
+    """What was begun at a time, if anything was to be decoded or consumed."""
 
     plan: Plan
-    read: Read | None
+    rounds: Begun | None
     began: float
 
 
@@ -76,7 +75,9 @@ class Engine:
         self.info = info
         self._decoder = decoder
         lengths = DraftLengths(costs, info.longest_draft, decoder.repeats) if costs else None
-        self._scheduler = Scheduler(decoder.slots, LONGEST_CHUNK, lengths, p_min)
+        self._scheduler = Scheduler(
+            decoder.slots, decoder.chunk, lengths, p_min, long_calls=decoder.in_core
+        )
         self._ledger = Ledger(costs)
         self._inbox: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
         self._deliver: dict[str, Deliver] = {}
@@ -150,7 +151,9 @@ class Engine:
                 # the thread never sleeps while a request is in flight, so it misses no deadline
                 self._send(self._scheduler.expire(time.monotonic()))
                 plan = self._scheduler.plan(time.monotonic())
-                if plan.chunks:  # which takes long: nothing waits for it
+                if (
+                    plan.chunks and not self._decoder.ahead
+                ):  # which takes long: nothing waits for it
                     self._send(self._take_begun())
                     self.flush(True)
                 self._send(self._round(plan))
@@ -204,7 +207,7 @@ class Engine:
         following = None if plan.empty else self._begin(plan, deliveries)
         deliveries += self._take_begun()
         self._begun = following
-        if not self._decoder.ahead or plan.chunks:
+        if not self._decoder.ahead:
             deliveries += self._take_begun()
         return deliveries
 
@@ -230,13 +233,13 @@ class Engine:
                 deliveries += self._scheduler.fail([slot], self._excuse(error))
         if refused:
             plan = plan.without(refused)
-        read: Read | None = None
+        rounds: Begun | None = None
         began = time.monotonic()
         try:
             for slot, source in plan.forks:
                 self._decoder.fork(source, slot)
             if plan.drafts or plan.chunks:
-                read = self._decoder.begin(
+                rounds = self._decoder.begin(
                     plan.drafts, plan.chunks, plan.lookups, plan.rounds, plan.span_s, plan.p_min
                 )
         except Exception as error:
@@ -244,25 +247,27 @@ class Engine:
             message = self._excuse(error)
             deliveries += self._scheduler.fail([*forked, *plan.drafts, *plan.chunks], message)
             return None
-        return _Begun(plan, read, began)
+        return _Begun(plan, rounds, began)
 
     def _take(self, begun: _Begun) -> Deliveries:
         """Waits for what a round gave, and has it distributed."""
-        plan, results = begun.plan, {}
+        plan, rounds, results = begun.plan, begun.rounds, {}
         try:
-            if begun.read is not None:
-                results = begun.read()
-                self._rounds += len(self._decoder.elapsed) or 1
+            if rounds is not None:
+                results = rounds.read()
+                self._rounds += rounds.rounds
                 self._failures = 0
         except Exception as error:
             return self._scheduler.fail_round(plan, self._excuse(error))
         now = time.monotonic()
         # what the host does between rounds is a part of what they cost
         whole = now - self._busy_since if self._busy_since else None
-        elapsed = self._decoder.elapsed or ((whole,) if whole else ())
-        if begun.read is not None:
+        elapsed: tuple[float, ...] = ()
+        if rounds is not None:
             # of a round begun ahead counts what it took alone
             seconds = now - max(begun.began, self._busy_since)
+            each = (whole or seconds) / rounds.rounds
+            elapsed = self._decoder.elapsed or (each,) * rounds.rounds
             gone = self._scheduler.gone(plan) if self._decoder.ahead else ()
             spent, drafting = self._decoder.seconds, self._decoder.drafting
             consumes = bool(plan.chunks)

@@ -93,7 +93,7 @@ class Ledger:
                 continue
             result = results[slot]
             if not result.drafted:
-                self._lengths[0] += rounds
+                self._lengths[0] += len(result.rounds)
                 continue
             for tried, times in result.tally.items():
                 self._lengths[tried.drafted] += times

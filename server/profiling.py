@@ -127,9 +127,10 @@ def _seconds(decoder: Decoder[Any], rows: int, gamma: int, lookup: Lookup) -> li
     settling = _settling(rows, max(gamma, *lookup))
     seconds: list[float] = []
     before = time.perf_counter()
-    for _ in run_rounds(decoder, dict.fromkeys(slots, gamma), settling + TIMED, lookups):
+    for results in run_rounds(decoder, dict.fromkeys(slots, gamma), settling + TIMED, lookups):
         now = time.perf_counter()
-        seconds += decoder.elapsed or (now - before,)
+        rounds = len(results[0].rounds)
+        seconds += decoder.elapsed or ((now - before) / rounds,) * rounds
         before = now
     return seconds[settling:]
 

@@ -26,6 +26,7 @@ from server.messages import (
 )
 from server.stops import StopMatcher
 from server.tally import Tally, per_byte_tallies
+from specdec.decoder import LONGEST_CHUNK
 from specdec.logprobs import ByteLogprob
 from specdec.lookup import Lookup
 from specdec.round import MOST_ROUNDS, RowResult
@@ -81,6 +82,8 @@ class _Row:
         self.submission = submission
         self.matcher = StopMatcher(submission.stops, submission.params.min_tokens)
         self.to_prefill = len(submission.prompt) - 1
+        self.consuming = 0
+        """Of those, bytes that are consumed in rounds of which nothing has been heard."""
         self.submitted = self.admitted = self.decoding = self.emitted = now
         self.deadline = now + submission.timeout_s
         self.generated = self.released = 0
@@ -253,7 +256,8 @@ class Scheduler:
     """Waiting requests, running rows and free slots.
 
     `lengths` decides for rows that leave it open; without it they draft all that they may.  Drafts
-    are omitted where they are less likely than `p_min`, or without it than pays.
+    are omitted where they are less likely than `p_min`, or without it than pays.  Where there are
+    `long_calls` a first byte that somebody waits for gets a call of its own.
     """
 
     def __init__(
@@ -262,8 +266,11 @@ class Scheduler:
         chunk: int,
         lengths: DraftLengths | None = None,
         p_min: float | None = None,
+        *,
+        long_calls: bool = True,
     ) -> None:
         self._chunk, self._lengths, self._p_min = chunk, lengths, p_min
+        self._long_calls = long_calls
         self._slots = slots
         self._free = list(range(slots - 1, -1, -1))
         self._closing: list[int] = []
@@ -348,10 +355,12 @@ class Scheduler:
                 row.prompt_logprobs = list(row.leader.prompt_logprobs)
                 row.leader = None
                 row.begin_decoding(now)
-            if row.to_prefill:
+            if row.to_prefill > row.consuming:
                 if budget:
-                    chunks[slot] = min(budget, row.to_prefill)
-                    budget -= chunks[slot]
+                    size = min(budget, LONGEST_CHUNK, row.to_prefill - row.consuming)
+                    chunks[slot] = size
+                    row.consuming += size
+                    budget -= size
             elif row.submission.max_tokens:
                 submission = row.submission
                 drafts[slot] = submission.draft_length
@@ -377,7 +386,7 @@ class Scheduler:
             omits = self._lengths and any(drafts.values())
             p_min = self._lengths.p_min(len(drafts)) if self._lengths and omits else 0.0
         rows = {slot: self._running[slot] for slot in (*drafts, *chunks)}
-        if any(row.awaited for row in rows.values()):
+        if self._long_calls and any(row.awaited for row in rows.values()):
             rounds = 1
         patience = min((row.patience_s for row in rows.values()), default=math.inf)
         span = max(SPAN_S, min(patience, LONGEST_SPAN_S, self._no_deadline_before - now))
@@ -424,8 +433,8 @@ class Scheduler:
         """Takes a plan's results, how long it took with the host's part, and each of its rounds by
         itself, if that is known; finished rows leave and their slots are freed.
 
-        A plan of decoding rows alone may be applied after the next one has been made: what came for
-        rows that have left meanwhile is nobody's.
+        A plan may be applied after the next one has been made: what came for rows that have left
+        meanwhile is nobody's.
         """
         deliveries: Deliveries = []
         gone = self.gone(plan)
@@ -435,8 +444,11 @@ class Scheduler:
             left = [~slot for slot in gone if slot in plan.chosen]
             self._lengths.observe(them, elapsed, None if plan.chunks else seconds, left)
         for slot, size in plan.chunks.items():
+            if slot in gone:
+                continue
             row = self._running[slot]
             row.to_prefill -= size
+            row.consuming -= size
             if slot in results:
                 row.prompt_logprobs += results[slot].logprobs
             if not row.to_prefill:

@@ -114,7 +114,7 @@ def build_graph_decoder(
     """On Triton kernels, which without a GPU must be interpreted; see `GraphRounds`."""
     # Triton is torch's own dependency where torch has CUDA, and missing elsewhere
     from specdec.triton_drafters import build_triton_drafter
-    from specdec.triton_rule import TritonRule, triton_gumbel_ahead
+    from specdec.triton_rule import TritonRule
     from specdec.triton_stack import TritonStack
 
     all_slots = slots + IDLE_SLOTS
@@ -131,7 +131,7 @@ def build_graph_decoder(
         drafter = build_triton_drafter(
             prophet, slots=all_slots, context=context, device=device, dtype=dtype
         )
-    state = SlotState(all_slots, device, triton_gumbel_ahead)
+    state = SlotState(all_slots, device, None)
     rounds = GraphRounds(passes, drafter, state, TritonRule, draft_lengths, capture)
     return Decoder(
         passes,
@@ -142,6 +142,7 @@ def build_graph_decoder(
         run_round=rounds,
         state=state,
         ahead=True,
+        several=True,
     )
 
 

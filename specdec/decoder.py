@@ -17,7 +17,7 @@ from specdec.config import LONGEST_DRAFT
 from specdec.drafter import SlotDrafter
 from specdec.interrupt import Interrupt
 from specdec.logprobs import ByteLogprob
-from specdec.lookup import NO_LOOKUP, TIERS, Lookup
+from specdec.lookup import TIERS, Lookup
 from specdec.round import (
     MOST_ROUNDS,
     Decode,
@@ -35,6 +35,20 @@ from specdec.torch_round import run_round
 
 LONGEST_CHUNK = LONGEST_SPAN
 """Prompt bytes that one slot consumes in a round at most."""
+
+CHUNKS_AHEAD = 8
+"""So many such chunks are worth one pass where a device is waited for and not its products."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """So many rounds that were begun; to be called once, in order, for what they gave each slot."""
+
+    rounds: int
+    read: Callable[[], dict[int, RowResult]]
+
+    def __call__(self) -> dict[int, RowResult]:
+        return self.read()
 
 
 @dataclass(frozen=True)
@@ -64,8 +78,8 @@ class Decoder(Generic[Model]):
 
     `context` is the most bytes of prompt and output together.  `state` may have slots behind
     those, which nothing is opened in.  `ahead` tells that a round had better be begun before the
-    one before it is read.  With a function for `Decoder.repeats` rounds are `in_core`: several may
-    run in one call, and look drafts up.
+    one before it is read, `several` that a call may run some.  With a function for
+    `Decoder.repeats` rounds are `in_core`: a call may run several, and look drafts up.
     """
 
     def __init__(
@@ -79,11 +93,15 @@ class Decoder(Generic[Model]):
         run_round: RunRound = run_round,
         state: SlotState | None = None,
         ahead: bool = False,
+        several: bool = False,
         repeats: Callable[[int], Mapping[Try, int]] | None = None,
     ) -> None:
         self.model, self.drafter = model, drafter
         self.run_round, self.ahead = run_round, ahead
         self.in_core, self._repeats = repeats is not None, repeats
+        self._several = several or self.in_core
+        self.chunk = LONGEST_CHUNK * (CHUNKS_AHEAD if ahead else 1)
+        """Prompt bytes that all slots together had better consume in a round at most."""
         self.slots, self.context, self.device = slots, context, device
         self.state = state or SlotState(slots, device)
         self.interrupt = Interrupt()
@@ -180,11 +198,10 @@ class Decoder(Generic[Model]):
         scores its prompt.
 
         Slots of `lookups` are looked through, and draft from their text where that matches and as
-        many are wanted.  A row drafts no further than
-        its last byte, whatever is asked.  Up to `rounds` rounds are run, until `span_s` is over or
-        a row ends, and one only where prompts are consumed or log-probabilities wanted.  The
-        compiled core omits drafts that, with all before them, are less likely than `p_min` to be
-        kept.
+        many are wanted.  A row drafts no further than its last byte, whatever is asked.  Up to
+        `rounds` rounds are run (see `specdec.round.Round`) where a call may run several, and one
+        only where log-probabilities are wanted or, in the core, prompts are consumed.  The compiled
+        core omits drafts that, with all before them, are less likely than `p_min` to be kept.
         """
         return self.begin(drafts, chunks, lookups, rounds, span_s, p_min)()
 
@@ -196,26 +213,29 @@ class Decoder(Generic[Model]):
         rounds: int = 1,
         span_s: float = math.inf,
         p_min: float = 0.0,
-    ) -> Callable[[], dict[int, RowResult]]:
-        """Begins a round; what is returned is to be called once, in order, and gives its results.
+    ) -> Begun:
+        """Begins a round, or several.
 
-        Another round may be begun before, one at most.  A row that this one ends gets bytes of it
-        that are to be thrown away.
+        Before they are read others may be begun, once.  A row that these end gets bytes of those
+        that are to be thrown away, or none where it is sure to end.
         """
         if lookups and not self.in_core:
             raise ValueError("drafts are looked up by the compiled core alone")
         of = lookups or {}
-        decodes = [self._decode(slot, n, of.get(slot)) for slot, n in drafts.items()]
+        left = {slot: self._left(slot) for slot in drafts}
+        decodes = [self._decode(slot, n, of.get(slot)) for slot, n in drafts.items() if left[slot]]
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
-        if prefills or not self.in_core or any(decode.alternatives >= 0 for decode in decodes):
+        alone = bool(prefills) and self.in_core
+        if alone or not self._several or any(row.alternatives >= 0 for row in decodes):
             rounds = 1
-        rounds = max(1, min(rounds, MOST_ROUNDS))
+        rounds = max(1, min(rounds, MOST_ROUNDS, max(left.values(), default=1)))
         self._refill_noise(decodes)
         work = Round(tuple(decodes), tuple(prefills), rounds, span_s, self.interrupt, p_min)
         outcome = self.run_round(self.model, self.drafter, self.state, work)
+        begun = outcome.rounds
         rows = [self._row(decode.slot) for decode in decodes]
-        for row, decode in zip(rows, decodes, strict=True):
-            row.unread += 1 + decode.drafts
+        for row in rows:
+            row.unread += begun
         for prefill in prefills:
             row = self._row(prefill.slot)
             row.consumed += len(prefill.text)
@@ -224,15 +244,11 @@ class Decoder(Generic[Model]):
                 self.drafter.keep(prefill.slot)
 
         def read() -> dict[int, RowResult]:
-            results: dict[int, RowResult] = {}
+            results = {slot: NOTHING for slot, rest in left.items() if not rest}
             for row, decode, result in zip(rows, decodes, outcome.decodes, strict=True):
-                row.unread -= 1 + decode.drafts
-                # drafts beyond its end, which a round before this one brought nearer, are no drafts
-                drafted = max(0, min(result.drafted, row.end - row.length - 2))
-                if not result.tries and drafted < result.drafted:
-                    result = replace(
-                        result, drafted=drafted, accepted=min(drafted, result.accepted)
-                    )
+                row.unread -= begun
+                if not self.in_core:
+                    result = row.within(result)
                 row.length += len(result.output)
                 results[decode.slot] = result
             for prefill, result in zip(prefills, outcome.prefills, strict=True):
@@ -242,7 +258,7 @@ class Decoder(Generic[Model]):
             self.drafting = outcome.drafting
             return results
 
-        return read
+        return Begun(begun, read)
 
     def _row(self, slot: int) -> "_Row":
         row = self._rows[slot]
@@ -250,14 +266,20 @@ class Decoder(Generic[Model]):
             raise ValueError(f"slot {slot} is free")
         return row
 
+    def _left(self, slot: int) -> int:
+        """Bytes that it may get beyond those that are sure to come."""
+        row = self._row(slot)
+        return max(0, row.end - row.length - 1 - row.unread)
+
     def _decode(self, slot: int, wanted: int, lookup: Lookup | None) -> Decode:
         row = self._row(slot)
         if self.to_prefill(slot):
             raise ValueError(f"slot {slot} has not consumed its prompt")
         if wanted > row.job.draft_length:
             raise ValueError(f"slot {slot} was opened to draft less than {wanted} bytes")
-        lengths = NO_LOOKUP if lookup is None else lookup
-        if len(lengths) != len(TIERS) or not all(0 <= n <= LONGEST_DRAFT for n in lengths):
+        if lookup is not None and (
+            len(lookup) != len(TIERS) or not all(0 <= n <= LONGEST_DRAFT for n in lookup)
+        ):
             raise ValueError(
                 f"slot {slot}: a lookup has {len(TIERS)} lengths up to {LONGEST_DRAFT}"
             )
@@ -290,7 +312,7 @@ class Decoder(Generic[Model]):
             self.state.refill_noise(
                 [decode.slot for decode in decodes],
                 [row.length for row in rows],
-                1 + max(d.drafts for d in decodes) + max(row.unread for row in rows),
+                1 + max(decode.drafts for decode in decodes),
             )
 
 
@@ -315,7 +337,7 @@ class _Row:
         self.job, self.end, self.features = job, end, features
         self.length = len(job.prompt) - 1
         self.unread = 0
-        """Bytes at most that rounds have added which were not read."""
+        """Rounds that were begun and not read."""
         self.consumed = 0
         self.watched = job.draft_length > 0
         """Whether the drafter is told of it: a row that never drafts need not pay for that."""
@@ -324,6 +346,29 @@ class _Row:
     def held(self) -> int:
         """Places of the cache that it has filled."""
         return self.consumed + self.length - (len(self.job.prompt) - 1)
+
+    def within(self, result: RowResult) -> RowResult:
+        """Drafts beyond its end, which rounds before have brought nearer, are no drafts."""
+        at, rounds = self.length, []
+        if self.end - at - len(result.output) >= 2 + result.drafted:
+            return result
+        for tried in result.rounds:
+            drafted = max(0, min(tried.drafted, self.end - at - 2))
+            rounds.append(Try(drafted, min(drafted, tried.accepted)))
+            at += 1 + tried.accepted
+        if tuple(rounds) == result.rounds:
+            return result
+        return replace(
+            result,
+            drafted=sum(tried.drafted for tried in rounds),
+            accepted=sum(tried.accepted for tried in rounds),
+            tries=tuple(rounds) if result.tries else (),
+            times=None,
+        )
+
+
+NOTHING = RowResult(b"", 0, 0, ended=False)
+"""What a row gets from rounds that it is sure not to live to see."""
 
 
 @dataclass
@@ -365,13 +410,13 @@ def run_rounds(
 ) -> Iterator[dict[int, RowResult]]:
     """So many rounds of the same rows, each call begun when it had better be (`Decoder.ahead`) and
     of as many as it may have."""
-    begun: deque[Callable[[], dict[int, RowResult]]] = deque()
+    begun: deque[Begun] = deque()
     done = 0
     while done < count:
         begun.append(decoder.begin(drafts, None, lookups, count - done))
+        done += begun[-1].rounds
         if len(begun) > decoder.ahead:
             yield begun.popleft()()
-        done += len(decoder.elapsed) or 1
     for read in begun:
         yield read()
 
@@ -393,7 +438,7 @@ def generate(
     running = set(range(len(jobs)))
     for slot, job in enumerate(jobs):
         decoder.open(slot, job)
-    begun: deque[Callable[[], dict[int, RowResult]]] = deque()
+    begun: deque[Begun] = deque()
     try:
         while running:
             if done := {s for s in running if not (jobs[s].max_tokens or decoder.to_prefill(s))}:

@@ -5,7 +5,8 @@ draft length.  On a device without graphs the same function runs uncaptured: `sp
 so that a row's bytes never depend on it.
 
 The host may begin a round before it has read what the one before gave, so that the device waits for
-nobody: results travel to buffers of their own meanwhile.
+nobody: results travel to buffers of their own meanwhile.  Where the host takes longer than a round
+it begins several at once (`specdec.bursts`).
 
 What prompts are consumed goes through the model apart from the decoding rows, in a pass of its own
 that is not captured: such rounds are few, their shapes many, and a long pass hides its launches.
@@ -13,19 +14,32 @@ that is not captured: such rounds are few, their shapes many, and a long pass hi
 
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from specdec.bursts import MOST_BURST, Bursts
 from specdec.drafter import Drafter
 from specdec.logprobs import ByteLogprob, Logprobs, logprobs_of
-from specdec.round import Decode, Outcome, Round, RoundResult, RowResult, Seconds, SlotModel
+from specdec.round import (
+    PLAIN,
+    Decode,
+    Outcome,
+    Round,
+    RoundResult,
+    RowResult,
+    Seconds,
+    SlotModel,
+    Try,
+)
 from specdec.state import SlotState
 from specdec.static_round import Decoded, Inputs, MakeRule, Shape, decode_rows
 from specdec.stopwatch import Stopwatch
@@ -43,10 +57,6 @@ LONGEST_CAPTURE_S = 60.0
 
 IDLE_SLOTS = 1
 """Slots behind those that are decoded in, where rows idle that fill up a bucket."""
-
-
-Read = Callable[[], tuple[RowResult, ...]]
-"""Waits for what a round gave its decoding rows."""
 
 
 class Work(Protocol):
@@ -86,6 +96,13 @@ class GraphRounds:
         longest = drafter.longest if drafter else 0
         self._lengths = sorted({0, longest, *(n for n in lengths if n < longest)})
         self._inputs: dict[int, Inputs] = {}
+        self._bursts = defaultdict[int, Bursts](Bursts)
+        self._seconds: dict[Shape, float] = {}
+        """What a round took lately."""
+        self._rows = 0
+        """Of the last call, if all that it took the host was its rows' doing."""
+        self._called, self._waited = 0.0, 0.0
+        """When it came, and for how long it was waited for."""
         self._arrivals: dict[Shape, Arrivals] = {}
         self._unread: deque[_Later] = deque()
         self._work: OrderedDict[Shape, Work] = OrderedDict()
@@ -94,6 +111,10 @@ class GraphRounds:
         self, model: SlotModel, drafter: Drafter | None, state: SlotState, work: Round
     ) -> Outcome:
         assert (model, drafter, state) == (self._model, self._drafter, self._state)
+        now = time.perf_counter()
+        if self._rows:
+            self._bursts[self._rows].observe(now - self._called - self._waited)
+        self._called, self._waited, self._rows = now, 0.0, 0
         prefills: tuple[RowResult, ...] = ()
         watch = Stopwatch(state.device)
         if work.prefills:
@@ -104,7 +125,7 @@ class GraphRounds:
         while len(self._unread) > 1:
             with suppress(Exception):  # who began it is told by a look of his own
                 self._unread.popleft().read()
-        outcome = _Later(self._decode(work.decodes, watch), prefills, watch)
+        outcome = self._decode(work, prefills, watch)
         if any(row.alternatives >= 0 for row in work.decodes):
             outcome.read()  # or a later look at them would wait for the next round too
         self._unread.append(outcome)
@@ -170,45 +191,86 @@ class GraphRounds:
         self._work[shape] = captured
         return captured
 
-    def _decode(self, rows: Sequence[Decode], watch: Stopwatch) -> Read:
-        """Begins a round; what is returned waits for it, before the next but one is begun."""
+    def _decode(self, work: Round, prefills: tuple[RowResult, ...], watch: Stopwatch) -> "_Later":
+        """Begins a round or several; they are to be read before the next but one call."""
+        rows = work.decodes
         shape = self.shape_of(rows)
-        work = self._prepared(shape)
+        alike = shape in self._work and not work.prefills
+        run = self._prepared(shape)
+        if shape not in self._arrivals:
+            self._arrivals[shape] = Arrivals()
+        arrivals = self._arrivals[shape]
         self._inputs[shape.rows].send(
             [row.slot for row in rows],
             [row.drafts for row in rows],
             [row.watched for row in rows],
         )
-        decoded = work()
+        count = self._bursts[shape.rows].rounds(self._seconds.get(shape), work.span_s)
+        count, begun = min(count, work.repeats), 0
+        while begun < count and not (begun and work.interrupt.is_set):
+            decoded = run()
+            arrivals.expect(decoded.result, begun)
+            begun += 1
         watch.lap()
         logprobs = _logprobs(rows, decoded)
-        if shape not in self._arrivals:
-            self._arrivals[shape] = Arrivals(decoded.result)
-        arrived = self._arrivals[shape].expect(decoded.result)
+        self._rows = shape.rows if alike else 0
+        arriving = arrivals.sent(begun)
 
         def read() -> tuple[RowResult, ...]:
-            results = []
-            for index, (row, numbers) in enumerate(zip(rows, arrived(), strict=False)):
-                count, accepted, ended = numbers[shape.width :]
-                output = bytes(numbers[:count])
-                records: tuple[ByteLogprob, ...] = ()
-                if logprobs is not None and row.alternatives >= 0:
-                    records = logprobs.records(index, output, row.alternatives)
-                results.append(RowResult(output, row.drafts, accepted, bool(ended), records))
-            return tuple(results)
+            before = time.perf_counter()
+            numbers = arriving.numbers()
+            self._waited += time.perf_counter() - before
+            if alike:
+                self._seconds[shape] = sum(watch.laps()) / begun
+            return _results(rows, numbers, logprobs)
 
-        return read
+        return _Later(begun, read, prefills, watch)
+
+
+def _results(
+    rows: Sequence[Decode], numbers: NDArray[np.int64], logprobs: Logprobs | None
+) -> tuple[RowResult, ...]:
+    """Of numbers [n, B, W + 3] that n rounds gave; rows are many, so no loop is over both."""
+    several, width = len(numbers) > 1, numbers.shape[2] - 3
+    counts, accepted, ended = numbers[:, : len(rows), width:].transpose(2, 1, 0)  # [B, n]
+    emitted = np.arange(width) < counts[:, :, None]
+    output = numbers[:, : len(rows), :width].transpose(1, 0, 2)[emitted].astype(np.uint8).tobytes()
+    # behind its end a row emits nothing
+    lived = np.count_nonzero(counts, axis=1).clip(1).tolist()
+    begin, results = 0, []
+    figures = zip(rows, counts.sum(1).tolist(), lived, ended.any(1).tolist(), strict=True)
+    for index, (row, size, rounds, over) in enumerate(figures):
+        text = output[begin : begin + size]
+        begin += size
+        right = 0
+        tries, times = (PLAIN,) * rounds, {PLAIN: rounds}
+        if row.drafts:
+            tries = tuple(Try(row.drafts, n) for n in accepted[index, :rounds].tolist())
+            times, right = Counter(tries), sum(tried.accepted for tried in tries)
+        records: tuple[ByteLogprob, ...] = ()
+        if logprobs is not None and row.alternatives >= 0:
+            records = logprobs.records(index, text, row.alternatives)
+        more = (tries, 0, times) if several else ()
+        results.append(RowResult(text, row.drafts * rounds, right, over, records, *more))
+    return tuple(results)
 
 
 class _Later:
-    """What a round that has begun gave (`specdec.round.Outcome`); a graph is one piece, so all that
-    it took is told as the pass."""
+    """What rounds that have begun gave (`specdec.round.Outcome`); a graph is one piece, so all that
+    they took is told as the pass."""
 
     elapsed = ()
     drafting = 0
 
-    def __init__(self, read: Read, prefills: tuple[RowResult, ...], watch: Stopwatch) -> None:
-        self._read, self.prefills, self._watch = read, prefills, watch
+    def __init__(
+        self,
+        rounds: int,
+        read: Callable[[], tuple[RowResult, ...]],
+        prefills: tuple[RowResult, ...],
+        watch: Stopwatch,
+    ) -> None:
+        self.rounds, self.prefills = rounds, prefills
+        self._read, self._watch = read, watch
 
     @cached_property
     def decodes(self) -> tuple[RowResult, ...]:
@@ -226,29 +288,43 @@ class _Later:
 class Arrivals:
     """Results of one shape on their way to the host, which need not wait for them one by one.
 
-    Of two rounds in a row each has a buffer of its own.
+    Of two calls in a row each has a buffer of its own.
     """
 
-    def __init__(self, result: Tensor) -> None:
-        pin = result.device.type == "cuda"
-        host = [torch.empty(result.shape, dtype=result.dtype, pin_memory=pin) for _ in range(2)]
-        self._next, self._other = ((each, torch.cuda.Event() if pin else None) for each in host)
+    def __init__(self) -> None:
+        self._buffers: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
-    def expect(self, result: Tensor) -> Callable[[], list[list[int]]]:
-        """Sends for a result [B, W + 3]; what is returned waits for it and gives its numbers."""
-        host, event = self._next
-        self._next, self._other = self._other, self._next
-        host.copy_(result, non_blocking=True)
+    def expect(self, result: Tensor, at: int) -> None:
+        """Sends for the result [B, W + 3] of the call's round `at`."""
+        if not self._buffers:
+            pin = result.device.type == "cuda"
+            for _ in range(2):
+                shape = MOST_BURST, *result.shape
+                host = torch.empty(shape, dtype=result.dtype, pin_memory=pin)
+                self._buffers.append((host, torch.cuda.Event() if pin else None))
+        self._buffers[0][0][at].copy_(result, non_blocking=True)
+
+    def sent(self, rounds: int) -> "Arriving":
+        """All results of the call's rounds have been sent for."""
+        host, event = self._buffers[0]
+        self._buffers.reverse()
         if event is not None:
             event.record()
+        return Arriving(host[:rounds], event)
 
-        def arrived() -> list[list[int]]:
-            if event is not None:
-                event.synchronize()
-            numbers: list[list[int]] = host.tolist()
-            return numbers
 
-        return arrived
+@dataclass(frozen=True)
+class Arriving:
+    """Results of a call: host [rounds, B, W + 3], filled once the event, if any, is over."""
+
+    host: Tensor
+    event: torch.cuda.Event | None
+
+    def numbers(self) -> NDArray[np.int64]:
+        """Waits for them."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.host.numpy()
 
 
 def _logprobs(rows: Sequence[Decode], decoded: Decoded) -> Logprobs | None:

@@ -1,4 +1,4 @@
-"""A flag by which any thread ends a call of the compiled core behind the round that it is at."""
+"""A flag by which any thread ends a call of several rounds behind the round that it is at."""
 
 import ctypes
 
@@ -13,6 +13,10 @@ class Interrupt:
     def address(self) -> int:
         """Where the core looks; while this object lives."""
         return ctypes.addressof(self._flag)
+
+    @property
+    def is_set(self) -> bool:
+        return bool(self._flag.value)
 
     def set(self) -> None:
         self._flag.value = 1

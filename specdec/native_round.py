@@ -236,6 +236,7 @@ def run_native_round(
         Seconds(*buffers.seconds),
         tuple(buffers.elapsed[:rounds]),
         buffers.drafting[0],
+        rounds,
     )
 
 

@@ -85,8 +85,10 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Round:
-    """What is to be done, in one pass; by the compiled core, where no prompt is consumed, up to
-    `repeats` times: until a row ends, `span_s` seconds are over or the `interrupt` is set.
+    """What is to be done, decoding up to `repeats` times.  The compiled core, which repeats nothing
+    while prompts are consumed, goes on until a row ends, `span_s` seconds are over or the
+    `interrupt` is set; on CUDA so many rounds are begun, none behind the interrupt, and a row that
+    has ended idles in the others.
 
     Of a row's drafts the core leaves out those from the first on with which the chance that all
     are right, as the drafter sees it, falls below `p_min`; nothing that is looked up.
@@ -120,8 +122,8 @@ PLAIN = Try(0, 0)
 
 @dataclass(frozen=True)
 class RowResult:
-    """What one row got from a round, or from several, which `tries` tells apart: as many for each
-    row, for no row ends before the last one.
+    """What one row got from a round, or from several, which `tries` tells apart: those up to its
+    end.  From the core they are as many for each row, for no row ends before the last one.
 
     `omitted` counts drafts that were wanted and not made, for being unlikely.  `ended`: its last
     byte is the end-of-document byte.  `logprobs`, if wanted, are those of
@@ -165,7 +167,8 @@ class Seconds(NamedTuple):
 class RoundResult:
     """For each row, in order; of a prefill that is not scored nothing is told.
 
-    `elapsed`: what each round took, of those of the core; in `drafting` of them drafts were wanted.
+    `elapsed`: what each of the `rounds` took, of those of the core; in `drafting` of them drafts
+    were wanted.
     """
 
     decodes: tuple[RowResult, ...]
@@ -173,10 +176,15 @@ class RoundResult:
     seconds: Seconds = field(default_factory=Seconds)
     elapsed: tuple[float, ...] = ()
     drafting: int = 0
+    rounds: int = 1
 
 
 class Outcome(Protocol):
-    """A `RoundResult`, perhaps still on its way: the first look at `decodes` waits for it."""
+    """A `RoundResult`, perhaps still on its way: the first look at `decodes` waits for it.  How
+    many rounds were begun is known at once."""
+
+    @property
+    def rounds(self) -> int: ...
 
     @property
     def decodes(self) -> tuple[RowResult, ...]: ...

@@ -23,7 +23,7 @@ class SlotState:
     """`length[i]` is m, the index of the last byte `last[i]`; `end[i]` the index to stop before.
 
     `make_noise` gives noise [R, K, 256] for seeds [R] from positions [R] on; without it none is
-    kept, for a core that makes its own.
+    kept, for rounds that make their own.
     """
 
     def __init__(

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from specdec.config import VOCAB_SIZE
 from specdec.drafter import Drafter, Picker
+from specdec.noise import gumbel
 from specdec.round import SlotModel
 from specdec.rule import Group, TorchRule, marked
 from specdec.sampling import Features
-from specdec.state import NOISE_AHEAD, SlotState
+from specdec.state import SlotState
 from specdec.torch_round import accept
 
 IDLE = -1
@@ -176,16 +177,19 @@ class TorchStaticRule:
     def settle(self, tokens: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         state, slots, drafts = self._state, self._inputs.slots, self._inputs.drafts[:, None]
         places = torch.arange(tokens.shape[1], device=tokens.device)
+        room = state.end[slots] - self.length - 1
         # behind a row's own drafts stands what no choice equals
         judged = torch.where(places[:-1] < drafts, tokens[:, 1:], -1)
-        room = state.end[slots] - self.length - 1
         emitted = accept(judged, chosen, room, self._rule.eos)
-        working = drafts[:, 0] != IDLE
+        # one that has ended idles too, as rounds may follow before the host knows
+        working = (drafts[:, 0] != IDLE) & (room > 0)
         count = torch.where(working, emitted.count, 0)
         committed = count.clamp_min(1)
         newest = chosen.gather(1, committed[:, None] - 1)[:, 0]
         state.length[slots] = self.length + count
         state.last[slots] = torch.where(working, newest, self.last)
+        ended = working & emitted.ended
+        state.end[slots] = torch.where(ended, self.length + count + 1, state.end[slots])
         held = (places < count[:, None])[..., None]
         state.counts[slots] += (marked(chosen) * held).sum(1)
         figures = torch.stack((emitted.count, emitted.accepted, emitted.ended), 1)
@@ -193,8 +197,7 @@ class TorchStaticRule:
 
 
 class _Rule(TorchRule):
-    """For rows among which some have no noise at hand: idle, greedy, or behind their drafts."""
+    """Noise is made where it is added: none is kept, and nothing has to be ready before a round."""
 
     def noise(self, slots: Tensor, position: Tensor) -> Tensor:
-        ahead = (position - self.state.noise_start[slots]).clamp(0, NOISE_AHEAD - 1)
-        return self.state.noise[slots, ahead]
+        return gumbel(self.state.seed[slots], position)

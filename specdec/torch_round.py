@@ -80,7 +80,7 @@ def run_round(
         position.append((rule.length[:, None] + ahead).flatten())
     watch.lap()
     for prefill in work.prefills:
-        text = torch.tensor(list(prefill.text), device=state.device)
+        text = _sent(list(prefill.text), state.device)
         tokens.append(text)
         slots.append(torch.full_like(text, prefill.slot))
         position.append(prefill.start + torch.arange(len(text), device=state.device))
@@ -120,7 +120,7 @@ def run_round(
         row = rows.stop
         scored.append(None)
         if prefill.following is not None:
-            following = torch.tensor(list(prefill.following), device=logits.device)
+            following = _sent(list(prefill.following), logits.device)
             scored[-1] = logprobs_of(logits[rows][None], following[None], prefill.alternatives)
         if drafter is not None and prefill.watched is not None:
             slot, start, advance = (
@@ -137,6 +137,11 @@ def run_round(
         Seconds(*watch.laps()),
         drafting=int(any(row.drafts for row in work.decodes)),
     )
+
+
+def _sent(numbers: list[int], device: torch.device) -> Tensor:
+    """A copy from pinned memory does not wait for the rounds before it."""
+    return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def _group(state: SlotState, rows: Sequence[Decode]) -> Group:

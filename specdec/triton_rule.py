@@ -7,18 +7,9 @@ import torch
 from torch import Tensor
 
 from specdec.config import LONGEST_DRAFT, VOCAB_SIZE
-from specdec.state import NOISE_AHEAD, SlotState
+from specdec.state import SlotState
 from specdec.static_round import IDLE, Inputs
-from specdec.triton_rule_kernels import choose_kernel, gumbel_kernel, settle_kernel
-
-
-def triton_gumbel_ahead(seed: Tensor, start: Tensor, count: int) -> Tensor:
-    """`specdec.noise.gumbel_ahead`."""
-    shape = (len(seed), count, VOCAB_SIZE)
-    noise = torch.empty(shape, dtype=torch.float64, device=seed.device)
-    grid = len(seed), count
-    gumbel_kernel[grid](seed, start, noise, count, VOCAB_SIZE // 2, enable_fp_fusion=False)
-    return noise
+from specdec.triton_rule_kernels import choose_kernel, settle_kernel
 
 
 class TritonRule:
@@ -77,8 +68,7 @@ class TritonRule:
             chosen,
             self._inputs.slots,
             state.length,
-            state.noise,
-            state.noise_start,
+            state.seed,
             state.counts,
             sampling.temperature,
             sampling.top_k,
@@ -93,6 +83,6 @@ class TritonRule:
             first,
             self._width,
             VOCAB_SIZE,
-            NOISE_AHEAD,
             num_warps=4,
+            enable_fp_fusion=False,  # noise has the same bits everywhere
         )

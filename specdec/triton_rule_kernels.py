@@ -1,7 +1,8 @@
 """Triton kernels of the byte rule, its noise, and what follows from the bytes chosen.
 
 The rule of `specdec.sampling`, in float64 as there, a program a row; sums are ordered otherwise, so
-scores differ from its in their last bits and a process decodes by one or the other.
+scores differ from its in their last bits and a process decodes by one or the other.  Noise is made
+where it is added: none is kept, and nothing has to be ready before a round.
 
 B rows of a bucket, W rows verified for each, V = 256 bytes.
 """
@@ -11,14 +12,12 @@ import triton.language as tl
 
 
 @triton.jit
-def gumbel_kernel(seed, start, noise, COUNT: tl.constexpr, HALF: tl.constexpr):
-    """noise [R, COUNT, 2·HALF] of seeds [R] at positions from start [R] on: `specdec.noise`."""
-    row, ahead = tl.program_id(0), tl.program_id(1)
-    pair = tl.arange(0, HALF)
-    key, position = tl.load(seed + row), tl.load(start + row) + ahead
+def gumbel(seed, position, byte):
+    """The noise of bytes [V] at a position, both int64: `specdec.noise.gumbel`, the same bits where
+    no product is fused with a sum."""
     low: tl.constexpr = 0xFFFFFFFF
-    k0, k1 = (key & low).to(tl.uint64), (key >> 32 & low).to(tl.uint64)
-    c0 = pair.to(tl.uint64)
+    k0, k1 = (seed & low).to(tl.uint64), (seed >> 32 & low).to(tl.uint64)
+    c0 = (byte >> 1).to(tl.uint64)
     c1 = (position & low).to(tl.uint64) + tl.zeros_like(c0)
     c2 = (position >> 32 & low).to(tl.uint64) + tl.zeros_like(c0)
     c3 = tl.zeros_like(c0)
@@ -26,20 +25,16 @@ def gumbel_kernel(seed, start, noise, COUNT: tl.constexpr, HALF: tl.constexpr):
         one, two = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (two >> 32) ^ c1 ^ k0, two & low, (one >> 32) ^ c3 ^ k1, one & low
         k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    at = noise + (row * COUNT + ahead) * 2 * HALF + 2 * pair
-    tl.store(at, _gumbel(c0, c1))
-    tl.store(at + 1, _gumbel(c2, c3))
-
-
-@triton.jit
-def _gumbel(high, low):
-    top = ((high << 20) | (low >> 12)).to(tl.int64).to(tl.float64)
+    # the four words of a pair are two for each of its bytes
+    first = (byte & 1) == 0
+    word, rest = tl.where(first, c0, c2), tl.where(first, c1, c3)
+    top = ((word << 20) | (rest >> 12)).to(tl.int64).to(tl.float64)
     return -_logarithm(-_logarithm(1.0 - (top + 0.5) * 2.220446049250313e-16))
 
 
 @triton.jit
 def _logarithm(x):
-    """`specdec.noise.logarithm`: the same bits, if no product is fused with a sum."""
+    """`specdec.noise.logarithm`."""
     bits = x.to(tl.int64, bitcast=True)
     exponent = (bits >> 52) - 1022
     mantissa = ((bits & 0xFFFFFFFFFFFFF) | (1022 << 52)).to(tl.float64, bitcast=True)
@@ -61,8 +56,7 @@ def choose_kernel(
     chosen,
     slots,
     length,
-    noise,
-    noise_start,
+    seed,
     counts,
     temperature,
     top_k,
@@ -77,7 +71,6 @@ def choose_kernel(
     first,
     width,
     VOCABULARY: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """chosen [B, n] by logits [B, n, V] of places first..first+n-1 of the rows.
 
@@ -113,10 +106,7 @@ def choose_kernel(
         if (most > 0) | (mass < 1) | (floor > 0):
             score = _filtered(score, most, mass, floor, VOCABULARY)
         score -= tl.log(tl.sum(tl.exp(score), 0))
-        # rows that idle, are greedy or draft further than they may have no noise at their places
-        ahead = position - tl.load(noise_start + slot)
-        ahead = tl.minimum(tl.maximum(ahead, 0), AHEAD - 1)
-        score += tl.load(noise + (slot * AHEAD + ahead) * VOCABULARY + byte)
+        score += gumbel(tl.load(seed + slot), position, byte)
     tl.store(chosen + at, tl.argmax(score, 0, tie_break_left=True).to(tl.int64))
 
 
@@ -171,13 +161,15 @@ def settle_kernel(
     draft = tl.load(tokens + row * width + 1 + place, place < drafted, -1)
     agreed = tl.min(tl.where((draft == choice) & (place < drafted), WIDEST, place), 0)
     start = tl.load(length + slot)
-    count = tl.minimum(agreed.to(tl.int64) + 1, tl.load(end + slot) - start - 1)
+    room = tl.load(end + slot) - start - 1
+    count = tl.minimum(agreed.to(tl.int64) + 1, room)
     is_end = (choice == tl.load(eos + slot)) & (place < count)
     first_end = tl.min(tl.where(is_end, place, WIDEST), 0).to(tl.int64)
     ended = first_end < count
     count = tl.where(ended, first_end + 1, count)
     accepted = tl.minimum(agreed.to(tl.int64), count)
-    working = drafted != IDLE
+    # one that has ended idles too, as rounds may follow before the host knows
+    working = (drafted != IDLE) & (room > 0)
     count = tl.where(working, count, 0)
 
     at = result + row * (width + 3)
@@ -188,6 +180,8 @@ def settle_kernel(
     tl.store(committed + row, tl.maximum(count, 1))
     if working:
         tl.store(length + slot, start + count)
+        if ended:
+            tl.store(end + slot, start + count + 1)
         tl.store(last + slot, tl.sum(tl.where(place == count - 1, choice, 0), 0))
         byte = tl.arange(0, VOCABULARY)
         total = tl.load(counts + slot * VOCABULARY + byte)

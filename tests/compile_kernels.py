@@ -96,15 +96,13 @@ def compile_blocks(weight: str) -> None:
 
 
 def compile_rule() -> None:
-    kinds = {"seed": INTEGER, "start": INTEGER, "noise": DOUBLE}
-    compiled(rule.gumbel_kernel, kinds, {"COUNT": 64, "HALF": 128}, enable_fp_fusion=False)
     kinds = {"logits": FLOAT, "first": "i32", "width": "i32"}
-    kinds |= dict.fromkeys(("temperature", "top_p", "min_p", "bias", "noise"), DOUBLE)
+    kinds |= dict.fromkeys(("temperature", "top_p", "min_p", "bias"), DOUBLE)
     penalties = ("presence_penalty", "frequency_penalty", "repetition_penalty")
     kinds |= dict.fromkeys(penalties, DOUBLE)
-    constants: dict[str, object] = {"VOCABULARY": 256, "AHEAD": 64}
+    constants: dict[str, object] = {"VOCABULARY": 256}
     others = dict.fromkeys(set(rule.choose_kernel.arg_names) - {*kinds, *constants}, INTEGER)
-    compiled(rule.choose_kernel, {**kinds, **others}, constants)
+    compiled(rule.choose_kernel, {**kinds, **others}, constants, enable_fp_fusion=False)
     constants = {"IDLE": -1, "WIDEST": 32, "VOCABULARY": 256}
     others = dict.fromkeys(set(rule.settle_kernel.arg_names) - {"width", *constants}, INTEGER)
     compiled(rule.settle_kernel, {**others, "width": "i32"}, constants, num_warps=1)

@@ -4,6 +4,7 @@ With torch's operations in any type, or with the Triton kernels: compiled on a G
 interpreted (`TRITON_INTERPRET`, which conftest sets).
 """
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from tiny import CPU
 from torch import Tensor
 
 from specdec.attention import GatheredAttention
+from specdec.bursts import Bursts
 from specdec.decoder import Decoder
 from specdec.drafter import Drafter, Picker
 from specdec.graph_round import GraphRounds
@@ -24,6 +26,24 @@ from specdec.state import SlotState
 from specdec.static_round import TorchStaticRule
 
 LENGTHS = (1, 2, 3, 5, 8, 12, 16)
+
+
+class Fixed(Bursts):
+    """So many rounds a call, whatever they take."""
+
+    def __init__(self, rounds: int) -> None:
+        super().__init__()
+        self._fixed = rounds
+
+    def rounds(self, seconds: float | None, span_s: float) -> int:
+        return self._fixed
+
+
+def run_ahead(decoder: Decoder[Any], burst: int) -> None:
+    """Calls of so many rounds are begun before the one before them is read; 0: none is."""
+    assert isinstance(decoder.run_round, GraphRounds)
+    decoder.ahead = burst > 0
+    decoder.run_round._bursts = defaultdict(lambda: Fixed(max(1, burst)))
 
 
 def gathered_stack(*arguments: Any, **options: Any) -> PackedStack:
@@ -39,10 +59,17 @@ def graph_rounds_of(
     model: SlotModel, drafter: Drafter | None, slots: int, context: int, lengths: tuple[int, ...]
 ) -> Decoder[Any]:
     """Of a model and a drafter with a slot more than `slots`."""
-    state = SlotState(slots + 1, CPU)
+    state = SlotState(slots + 1, CPU, None)
     rounds = GraphRounds(model, drafter, state, TorchStaticRule, lengths)
     return Decoder(
-        model, drafter, slots=slots, context=context, device=CPU, run_round=rounds, state=state
+        model,
+        drafter,
+        slots=slots,
+        context=context,
+        device=CPU,
+        run_round=rounds,
+        state=state,
+        several=True,
     )
 
 

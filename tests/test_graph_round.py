@@ -6,6 +6,8 @@ reads nothing on the host, and what it does does not depend on what its tensors 
 
 import sys
 import sysconfig
+import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import GUESSES, Guess, always_right, sometimes_right
-from graph_decoders import LENGTHS, fake_graph_decoder, torch_graph_decoder
+from graph_decoders import LENGTHS, fake_graph_decoder, run_ahead, torch_graph_decoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_lossless_model import FILTERS, _jobs
@@ -25,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec import graph_round, oracle
 from specdec.build import build_decoder, runs_on_graphs, spare_slots
+from specdec.bursts import MOST_BURST, Bursts
 from specdec.decoder import Job, generate
 from specdec.graph_round import Arrivals, GraphRounds, Work, row_buckets
 from specdec.sampling import SamplingParams
@@ -35,15 +38,18 @@ from specdec.static_round import Shape
 @given(
     jobs=st.lists(JOBS, min_size=1, max_size=7),
     guess=st.sampled_from(GUESSES),
-    ahead=st.booleans(),
+    burst=st.integers(0, 16),
 )
 def test_any_batch_gives_each_row_the_oracle_bytes(
-    jobs: list[Job], guess: Guess, ahead: bool
+    jobs: list[Job], guess: Guess, burst: int
 ) -> None:
     decoder = fake_graph_decoder(guess, 7)
-    decoder.ahead = ahead
-    for job, output in zip(jobs, generate(decoder, jobs), strict=True):
-        assert output.output == _expected(decoder.model, job)
+    outputs = generate(decoder, jobs)
+    run_ahead(decoder, burst)
+    for job, one, output in zip(jobs, outputs, generate(decoder, jobs), strict=True):
+        assert output.output == one.output == _expected(decoder.model, job)
+        assert (output.ended, output.rounds) == (one.ended, one.rounds)
+        assert (output.drafted, output.accepted) == (one.drafted, one.accepted)
 
 
 @pytest.mark.parametrize("slots", [1, 3, 4])
@@ -104,13 +110,84 @@ def test_a_round_may_be_begun_before_the_one_before_it_is_read() -> None:
     """More than that it may not: what the first gave is read before the third is begun."""
     job = Job(b"abc", 60, SamplingParams(temperature=1.0), seed=1, draft_length=4)
     decoder = fake_graph_decoder(sometimes_right, 2)
-    (expected,) = generate(decoder, [job])
+    (expected,) = generate(decoder, [job], rounds=1)
     decoder.open(0, job)
     decoder.step({}, {0: 2})
     reads = [decoder.begin({0: 4}) for _ in range(6)]
     rounds = [read()[0] for read in reads]
     assert [r.output for r in rounds] == [r.output for r in expected.results[:6]]
     assert len({len(r.output) for r in rounds}) > 1
+
+
+def test_a_call_of_several_rounds_ends_for_who_arrives_and_with_its_last_row() -> None:
+    decoder = fake_graph_decoder(sometimes_right, 2)
+    run_ahead(decoder, 6)
+    for slot, size in enumerate((9, 14)):
+        decoder.open(slot, Job(b"a", size, SamplingParams(), slot))
+    plain = {0: 0, 1: 0}
+    assert decoder.begin(plain, rounds=4).rounds == 4
+    second = decoder.begin(plain, rounds=256)
+    assert second.rounds == 6
+    # the first row is sure to end in what has begun
+    third = decoder.begin(plain, rounds=256)
+    assert third.rounds == 14 - 10
+    results = second()
+    assert [len(results[slot].output) for slot in plain] == [5, 6]
+    assert [len(results[slot].rounds) for slot in plain] == [5, 6]
+    results = third()
+    assert [len(results[slot].output) for slot in plain] == [0, 4]
+    for slot in plain:
+        decoder.close(slot)
+        decoder.open(slot, Job(b"a", 20, SamplingParams(), slot))
+    decoder.interrupt.set()
+    assert decoder.begin(plain, rounds=256).rounds == 1
+    decoder.interrupt.clear()
+    assert decoder.begin(plain, rounds=256).rounds == 6
+
+
+def test_calls_have_as_many_rounds_as_take_about_as_long_as_the_host() -> None:
+    bursts = Bursts()
+    assert bursts.rounds(1e-3, 1.0) == 1
+    for _ in range(100):
+        bursts.observe(4e-3)
+        bursts.observe(9.0)  # nobody was there
+    assert bursts.rounds(None, 1.0) == 1
+    assert bursts.rounds(1e-3, 1.0) == 5
+    assert bursts.rounds(5e-3, 1.0) == 1
+    assert bursts.rounds(1e-3, 3.5e-3) == 3
+    assert bursts.rounds(1e-3, 1e-4) == 1
+    assert bursts.rounds(1e-9, 1.0) == MOST_BURST
+    for _ in range(100):
+        bursts.observe(1e-3)
+    assert bursts.rounds(1e-3, 1.0) == 2
+
+
+def test_what_the_host_takes_is_told_apart_from_what_it_waits_for() -> None:
+    """Where prompts are consumed or a graph is captured the host takes longer than for its rows."""
+    decoder = fake_graph_decoder(sometimes_right, 2)
+    rounds = decoder.run_round
+    assert isinstance(rounds, GraphRounds)
+    seen: list[float] = []
+
+    class Watching(Bursts):
+        def observe(self, host_s: float) -> None:
+            seen.append(host_s)
+
+    rounds._bursts = defaultdict(Watching)
+    for slot in range(2):
+        decoder.open(slot, Job(b"abc", 60, SamplingParams(), slot))
+    decoder.step({}, {0: 2})
+    decoder.step({0: 0})  # its shape is new
+    assert not seen
+    for turn in range(3):
+        begun = decoder.begin({0: 0})
+        time.sleep(0.005)
+        begun()
+        assert len(seen) == turn
+    assert min(seen) > 0.004
+    decoder.step({0: 0}, {1: 2})
+    decoder.step({0: 0})
+    assert len(seen) == 3
 
 
 def test_what_a_round_takes_is_told_as_one_piece() -> None:
@@ -143,9 +220,13 @@ def test_the_twins_of_inputs_and_results_take_turns() -> None:
         decoder.begin(drafts)
         seen.append(rounds._inputs[1]._host.data_ptr())
     assert seen[0] == seen[2] != seen[1]
-    arrivals = Arrivals(torch.zeros(1, 4, dtype=torch.int64))
-    first, second = (arrivals.expect(torch.full((1, 4), n)) for n in (1, 2))
-    assert (first(), second()) == ([[1] * 4], [[2] * 4])
+    arrivals = Arrivals()
+    sent = []
+    for numbers in ((1, 2), (3,)):
+        for at, number in enumerate(numbers):
+            arrivals.expect(torch.full((1, 4), number), at)
+        sent.append(arrivals.sent(len(numbers)))
+    assert [each.numbers().tolist() for each in sent] == [[[[1] * 4], [[2] * 4]], [[[3] * 4]]]
 
 
 def test_the_shapes_are_all_that_rounds_may_have() -> None:
@@ -165,7 +246,7 @@ def test_the_shapes_are_all_that_rounds_may_have() -> None:
 def test_real_models_equal_the_oracle(parallel: bool, temperature: float, name: str) -> None:
     model = tiny_model().double()
     decoder = torch_graph_decoder(model, agreeing_prophet(model, parallel=parallel))
-    decoder.ahead = parallel
+    run_ahead(decoder, 3 * parallel)
     jobs = _jobs(replace(FILTERS[name], temperature=temperature), range(8), 40)
     score = oracle.scores_of(model)
     for job, out in zip(jobs, generate(decoder, jobs), strict=True):
@@ -185,7 +266,8 @@ def test_rounds_are_those_of_eager_decoding(parallel: bool) -> None:
         # one length for all, so that no row's round is wider than it asks for
         for gamma in (0, 3, 7):
             drafting = [replace(job, draft_length=gamma) for job in jobs]
-            for a, b in zip(generate(eager, drafting), generate(graphed, drafting), strict=True):
+            outputs = (generate(decoder, drafting, rounds=1) for decoder in (eager, graphed))
+            for a, b in zip(*outputs, strict=True):
                 assert a == b
 
 
@@ -227,7 +309,7 @@ def test_a_prompt_is_forked_and_drafted_for_as_if_consumed() -> None:
     for parallel in (False, True):
         decoder = torch_graph_decoder(model, agreeing_prophet(model, parallel=parallel), slots=2)
         job = Job(b"a prompt that is shared", 40, SamplingParams(), 3, 4)
-        (first,) = generate(decoder, [job])
+        (first,) = generate(decoder, [job], rounds=1)
         decoder.open(1, replace(job, seed=3))
         decoder.fork(0, 1)
         results = []
@@ -269,7 +351,6 @@ def test_a_round_can_be_captured(gamma: int, parallel: bool) -> None:
         params = SamplingParams(temperature=turn / 2, top_k=turn, frequency_penalty=turn)
         for slot in range(turn + 1):
             decoder.open(slot, Job(b"x" * (1 + turn), 50, params, turn, gamma))
-            decoder.state.refill_noise([slot], [turn], 17)
         inputs.send(list(range(turn + 1)), [gamma] * (turn + 1), [True] * (turn + 1))
         with Recorder() as recorder:
             work()
@@ -327,7 +408,7 @@ def test_captures_are_bounded_and_told(
     rounds = decoder.run_round
     assert isinstance(rounds, GraphRounds)
     jobs = [Job(b"text", 30, SamplingParams(), i, 2 * i) for i in range(2)]
-    expected = generate(decoder, jobs)
+    expected = generate(decoder, jobs, rounds=1)
     monkeypatch.setattr(graph_round, "MOST_GRAPHS", 3)
     rounds._work.clear()
     rounds._capture = capture = Counting()
@@ -335,7 +416,7 @@ def test_captures_are_bounded_and_told(
         rounds.prepare()
     assert "captured 3 graphs of 12" in caplog.text
     assert "3.0 MiB" in caplog.text
-    assert generate(decoder, jobs) == expected
+    assert generate(decoder, jobs, rounds=1) == expected
     assert capture.captured > 3
     assert len(rounds._work) == 3
     monkeypatch.setattr(graph_round, "LONGEST_CAPTURE_S", -1)

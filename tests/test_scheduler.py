@@ -104,6 +104,35 @@ def test_prompts_are_consumed_in_chunks_beside_decoding_rows() -> None:
     assert (plan.drafts, plan.chunks) == ({0: 3, 1: 3}, {2: 30})
 
 
+def test_what_is_being_consumed_is_not_consumed_again() -> None:
+    """Plans that are made before the one before them is applied."""
+    scheduler = Scheduler(2, 256)
+    scheduler.submit(submission("a", prompt=b"x" * 301, echo=True, logprobs=0), 0.0)
+    scheduler.submit(submission("b", prompt=b"y" * 101), 0.0)
+    first, second, third = (scheduler.plan(0.0) for _ in range(3))
+    assert [plan.chunks for plan in (first, second, third)] == [{0: 128, 1: 100}, {0: 128}, {0: 44}]
+    assert [set(plan.drafts) for plan in (first, second, third)] == [set(), {1}, {1}]
+    scheduler.cancel("b", 0.0)
+    fourth = scheduler.plan(0.0)
+    assert (fourth.chunks, set(fourth.drafts)) == ({}, {0})
+    score = ByteLogprob(120, -1.0)
+    for size, plan in ((128, first), (128, second), (44, third)):
+        scored = RowResult(b"", 0, 0, ended=False, logprobs=(score,) * size)
+        deliveries = scheduler.apply(plan, {0: scored, 1: emit(b"z")}, 1.0)
+        assert bool(deliveries) == (plan is third)  # its prompt's scores are all there
+    (_, echo), *_ = deliveries
+    assert isinstance(echo, Progress)
+    assert len(echo.logprobs) == 301
+    assert output_of(scheduler.apply(fourth, {0: emit(b"q")}, 2.0), "a") == b"q"
+
+
+def test_where_calls_are_short_a_first_byte_needs_none_of_its_own() -> None:
+    for long_calls in (False, True):
+        scheduler = Scheduler(1, 128, long_calls=long_calls)
+        scheduler.submit(submission("a"), 0.0)
+        assert (scheduler.plan(0.0).rounds == 1) == long_calls
+
+
 def test_a_length_ends_with_all_bytes_and_the_figures() -> None:
     scheduler = Scheduler(1, 128)
     scheduler.submit(submission("a", prompt=b"abc", max_tokens=5), 1.0)

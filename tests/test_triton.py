@@ -19,17 +19,20 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
     pytest.skip("Triton's interpreter fails with NumPy 2.4", allow_module_level=True)
 
+import triton.language as tl  # noqa: E402
+
+from specdec import triton_rule_kernels as rule_kernels  # noqa: E402
 from specdec import triton_stack  # noqa: E402
 from specdec.build import build_graph_decoder  # noqa: E402
 from specdec.decoder import Job, generate  # noqa: E402
 from specdec.kinds import build_drafter  # noqa: E402
-from specdec.noise import gumbel_ahead  # noqa: E402
+from specdec.noise import gumbel  # noqa: E402
 from specdec.packed import PackedModel  # noqa: E402
 from specdec.sampling import SamplingParams  # noqa: E402
 from specdec.state import SlotState  # noqa: E402
 from specdec.static_round import Inputs, TorchStaticRule  # noqa: E402
 from specdec.triton_drafters import build_triton_drafter  # noqa: E402
-from specdec.triton_rule import TritonRule, triton_gumbel_ahead  # noqa: E402
+from specdec.triton_rule import TritonRule  # noqa: E402
 from specdec.triton_stack import TritonStack  # noqa: E402
 
 # the interpreter makes numbers of arrays of one element
@@ -112,10 +115,20 @@ def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
         assert torch.equal(a[0], b[1])
 
 
+@triton.jit
+def _noise_kernel(seed, position, noise):
+    row = tl.program_id(0)
+    byte = tl.arange(0, 256)
+    value = rule_kernels.gumbel(tl.load(seed + row), tl.load(position + row), byte)
+    tl.store(noise + row * 256 + byte, value)
+
+
 def test_noise_has_the_bits_of_torchs() -> None:
     seed = torch.tensor([0, 5, -7, 2**62], device=DEVICE)
-    start = torch.tensor([0, 1, 100, 2**33], device=DEVICE)
-    assert torch.equal(triton_gumbel_ahead(seed, start, 3), gumbel_ahead(seed, start, 3))
+    position = torch.tensor([1, 2, 100, 2**33], device=DEVICE)
+    noise = torch.empty(4, 256, dtype=torch.float64, device=DEVICE)
+    _noise_kernel[(4,)](seed, position, noise, enable_fp_fusion=False)
+    assert torch.equal(noise, gumbel(seed, position))
 
 
 PARAMS = [
@@ -140,10 +153,9 @@ def test_the_rule_is_that_of_torch() -> None:
     logits = logits.to(DEVICE)
     outcomes = []
     for make_rule in (TorchStaticRule, TritonRule):
-        state = SlotState(6, DEVICE)
+        state = SlotState(6, DEVICE, None)
         for slot, params in enumerate(PARAMS):
             state.open(slot, b"abcd", 40 if slot else 5, params, slot, 3)
-        state.refill_noise(list(range(5)), [3] * 5, 17)
         state.counts[:5] = counts.to(DEVICE)
         inputs = Inputs(6, 5, DEVICE)
         inputs.send([0, 1, 2, 3, 4], [1, 1, 0, 1, 1], [True] * 5)
