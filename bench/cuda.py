@@ -1,10 +1,11 @@
 """`python -m bench.cuda`: decoding on a GPU, against itself, its limits and transformers.
 
-In one process: plain decoding at each batch size; speculative decoding beside it, in interleaved
+In one process: plain decoding at each batch size, and of an engine with requests of 64 bytes and
+128 more that come and go; speculative decoding beside it, in interleaved
 pairs with outputs compared; kernels and time of a round by torch's profiler, inside the graph; the
 share that streaming the weights once would take; the same rounds on torch's operations; and
 `generate` of transformers with a static cache, compiled, on the same weights, where transformers is
-installed.  Needs torch and Triton, no server.
+installed.  Needs torch, Triton and prometheus-client, nothing of HTTP.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.decode import load_prompts, measure
+from bench.host import engine_speed
 from bench.report import machine, quartiles, write_json
 from bench.served import random_checkpoint
 from specdec.build import Model, build_decoder
@@ -194,6 +196,8 @@ def _measured(
         "batches": [],
         "speculative": [],
     }
+    record["engine_bytes_per_second"] = round(engine_speed(decoder, turns=3))
+    _keep(record, options)
     eager = build_decoder(model, prophet, kernels="torch", **settings)
     differing = 0
     for batch in options.batch:
@@ -255,6 +259,10 @@ def _print_table(record: dict[str, Any]) -> None:
     print(
         f"{record['weights_mb']} MB of weights stream in {record['stream_us']} µs "
         f"({record['bandwidth_gb_per_second']} GB/s); {record['exactness']}"
+    )
+    print(
+        f"an engine of {max(row['batch'] for row in record['batches'])} slots, prompts included: "
+        f"{record['engine_bytes_per_second']} bytes/s"
     )
     print("| batch | base, bytes/s | torch eager | transformers | share of the limit |")
     print("|---|---|---|---|---|")

@@ -75,6 +75,7 @@ def read_record(path: Path, known: Collection[str]) -> tuple[str, Record]:
             "peers": "ratio_to_base" in first,
             "throughput": any(name.endswith(" clients") for name in record),
             "bits": "bits" in record,
+            "host": "host" in record,
         }
         for name, holds in signs.items():
             if holds and name in known:

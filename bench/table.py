@@ -157,6 +157,20 @@ def bits(record: Record) -> str:
     return _table(["file", *formats], rows)
 
 
+def host(record: Record) -> str:
+    titles = ["rows", "rounds a call", "decoder, µs a round", "engine, bytes/s"]
+    rows = [
+        [
+            each["rows"],
+            each["rounds_a_call"],
+            f"{each['decoder_us']:,.0f}",
+            f"{each['engine_bytes_per_second']:,}",
+        ]
+        for each in record["host"]
+    ]
+    return _table(titles, rows)
+
+
 WRITE: dict[str, Callable[[Record], str]] = {
     "decode": decode,
     "auto": auto,
@@ -166,6 +180,7 @@ WRITE: dict[str, Callable[[Record], str]] = {
     "peers": peers,
     "throughput": throughput,
     "bits": bits,
+    "host": host,
 }
 
 

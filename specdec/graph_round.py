@@ -89,6 +89,7 @@ class GraphRounds:
         make_rule: MakeRule,
         lengths: Iterable[int],
         capture: Capture | None = None,
+        bursts: Callable[[], Bursts] = Bursts,
     ) -> None:
         self._model, self._drafter, self._state = model, drafter, state
         self._make_rule, self._capture = make_rule, capture
@@ -96,7 +97,7 @@ class GraphRounds:
         longest = drafter.longest if drafter else 0
         self._lengths = sorted({0, longest, *(n for n in lengths if n < longest)})
         self._inputs: dict[int, Inputs] = {}
-        self._bursts = defaultdict[int, Bursts](Bursts)
+        self._bursts = defaultdict[int, Bursts](bursts)
         self._seconds: dict[Shape, float] = {}
         """What a round took lately."""
         self._rows = 0

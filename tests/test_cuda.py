@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from graph_decoders import run_ahead
 from test_lossless_model import FILTERS, _jobs
 from tiny import agreeing_prophet, tiny_model
 
 from specdec import graph_round
 from specdec.build import build_decoder
 from specdec.checkpoint import load_model, load_prophet
-from specdec.decoder import Decoder, Job, generate
+from specdec.decoder import LONGEST_CHUNK, Decoder, Job, generate
 from specdec.graph_round import GraphRounds
 from specdec.invariance import measure_invariance
 from specdec.sampling import SamplingParams
@@ -115,21 +116,44 @@ def test_logits_are_close_to_those_of_torch() -> None:
 
 
 def test_beginning_a_round_waits_for_nothing() -> None:
-    """Not even where noise is made: two rounds are begun before the first is read."""
+    """Nor does consuming a prompt, or opening a slot: two rounds are begun before the first is
+    read."""
     decoder = _decoder(True, torch.bfloat16)
-    job = Job(b"a", 120, SamplingParams(temperature=1.0), seed=4, draft_length=5)
-    (alone,) = generate(decoder, [job])  # graphs and buffers are there from now on
-    decoder.open(0, job)
+    job = Job(b"a" * 100, 59, SamplingParams(temperature=1.0), seed=4, draft_length=5)
+    (alone,) = generate(decoder, [job])  # graphs, kernels and buffers are there from now on
     torch.cuda.synchronize()
-    results, begun = [], [decoder.begin({0: 5})]
-    while sum(len(result.output) for result in results) < 100:
+    results, begun = [], []
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        decoder.open(0, replace(job, prompt=b"b" * 100))
+        while size := min(LONGEST_CHUNK, decoder.to_prefill(0)):
+            decoder.begin({}, {0: size})
+        decoder.close(0)
+        decoder.open(0, job)
+        while size := min(LONGEST_CHUNK, decoder.to_prefill(0)):
+            decoder.begin({}, {0: size})
+        begun.append(decoder.begin({0: 5}))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    while sum(len(result.output) for result in results) < 40:
         try:
             torch.cuda.set_sync_debug_mode("error")
-            begun.append(decoder.begin({0: 5}))
+            begun.append(decoder.begin({0: 5}, rounds=3))
         finally:
             torch.cuda.set_sync_debug_mode("default")
         results.append(begun.pop(0)()[0])
     assert alone.output.startswith(b"".join(result.output for result in results))
+
+
+@pytest.mark.parametrize("burst", [2, 7, 16])
+def test_calls_of_several_rounds_give_the_bytes_of_single_ones(burst: int) -> None:
+    decoder = _decoder(True, torch.bfloat16)
+    jobs = _jobs(SamplingParams(temperature=0.9), range(8), 60)
+    single = generate(decoder, jobs, rounds=1)
+    run_ahead(decoder, burst)
+    for one, several in zip(single, generate(decoder, jobs), strict=True):
+        assert several.output == one.output
+        assert (several.rounds, several.accepted) == (one.rounds, one.accepted)
 
 
 def test_graphs_are_bounded_in_number_and_their_bytes_stay(
