@@ -59,7 +59,7 @@ class Instant:
 
 
 class Fixed(Bursts):
-    """So many rounds a call."""
+    """So many rounds a call, whatever they take."""
 
     def __init__(self, count: int) -> None:
         super().__init__()

@@ -151,9 +151,8 @@ class Engine:
                 # the thread never sleeps while a request is in flight, so it misses no deadline
                 self._send(self._scheduler.expire(time.monotonic()))
                 plan = self._scheduler.plan(time.monotonic())
-                if (
-                    plan.chunks and not self._decoder.ahead
-                ):  # which takes long: nothing waits for it
+                if plan.chunks and not self._decoder.ahead:
+                    # which takes long: nothing waits for it
                     self._send(self._take_begun())
                     self.flush(True)
                 self._send(self._round(plan))

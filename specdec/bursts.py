@@ -19,15 +19,18 @@ class Bursts:
     """Times what the host takes, which is not always the same."""
     LONGEST_HOST_S = 20e-3
     """What takes longer is no work of the host's: nobody was there, or something held it up."""
-    MEMORY = 1 / 16
+    MEMORY = 16
+    """Calls that the mean is of, or so; one counts for no more than twice that."""
 
     def __init__(self) -> None:
         self._host_s = 0.0
 
     def observe(self, host_s: float) -> None:
         """A call took the host so many seconds in which it did not wait for the device."""
-        if host_s < self.LONGEST_HOST_S:
-            self._host_s += (host_s - self._host_s) * (self.MEMORY if self._host_s else 1.0)
+        if not self._host_s:
+            self._host_s = min(host_s, self.LONGEST_HOST_S)
+        elif host_s < self.LONGEST_HOST_S:
+            self._host_s += (min(host_s, 2 * self._host_s) - self._host_s) / self.MEMORY
 
     def rounds(self, seconds: float | None, span_s: float) -> int:
         """Of the next call, where a round takes so many `seconds`, None if that is not known;

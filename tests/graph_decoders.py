@@ -12,8 +12,8 @@ from fakes import WIDTH, FakeDrafter, Guess, HashModel
 from tiny import CPU
 from torch import Tensor
 
+from bench.host import Fixed
 from specdec.attention import GatheredAttention
-from specdec.bursts import Bursts
 from specdec.decoder import Decoder
 from specdec.drafter import Drafter, Picker
 from specdec.graph_round import GraphRounds
@@ -26,17 +26,6 @@ from specdec.state import SlotState
 from specdec.static_round import TorchStaticRule
 
 LENGTHS = (1, 2, 3, 5, 8, 12, 16)
-
-
-class Fixed(Bursts):
-    """So many rounds a call, whatever they take."""
-
-    def __init__(self, rounds: int) -> None:
-        super().__init__()
-        self._fixed = rounds
-
-    def rounds(self, seconds: float | None, span_s: float) -> int:
-        return self._fixed
 
 
 def run_ahead(decoder: Decoder[Any], burst: int) -> None:
