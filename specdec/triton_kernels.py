@@ -103,6 +103,7 @@ def attend_kernel(
     mixed,
     partial,
     weights,
+    arrived,
     slot_stride,
     head_stride,
     scale,
@@ -118,8 +119,9 @@ def attend_kernel(
     """A program: the query heads of one row that share a key-value head, over one split of
     `SPLIT` places (Dao 2023, "Flash-Decoding").
 
-    With one split mixed [N, H, d] is written; with several, sums partial [N, H, SPLITS, d] and
-    their largest score and weight, weights [N, H, SPLITS, 2], which `combine_kernel` takes up.
+    Where that is the only one mixed [N, H, d] is written.  Of several each leaves its sums,
+    partial [N, H, SPLITS, d], and their largest score and weight, weights [N, H, SPLITS, 2]; the
+    last to be counted in arrived [N, K], which begins as 0, joins them.
     """
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -151,43 +153,47 @@ def attend_kernel(
             v = tl.load(values + at[:, None] + d, seen[:, None] & (d < HEAD), 0.0)
             sums = tl.dot(p.to(v.dtype), v, sums * faded[:, None], input_precision="ieee")
             top = higher
+        out = mixed + (row * HEADS + head[:, None]) * HEAD + d
+        alone = (sums / total[:, None]).to(mixed.dtype.element_ty)
         if SPLITS == 1:
-            result = (sums / total[:, None]).to(mixed.dtype.element_ty)
-            tl.store(mixed + (row * HEADS + head[:, None]) * HEAD + d, result, asked)
+            tl.store(out, alone, asked)
         else:
-            at = (row * HEADS + head) * SPLITS + split
-            tl.store(partial + at[:, None] * HEAD + d, sums, asked)
-            tl.store(weights + at * 2, top, member < GROUP)
-            tl.store(weights + at * 2 + 1, total, member < GROUP)
+            real, many = member < GROUP, last // SPLIT + 1
+            if many == 1:
+                tl.store(out, alone, asked)
+            else:
+                first = (row * HEADS + head) * SPLITS
+                at = first + split
+                tl.store(partial + at[:, None] * HEAD + d, sums, asked)
+                tl.store(weights + at * 2, top, real)
+                tl.store(weights + at * 2 + 1, total, real)
+                tl.debug_barrier()  # all of this program's stores are before its arrival
+                before = tl.atomic_add(arrived + row * KV_HEADS + kv_head, 1, sem="acq_rel")
+                if before == many - 1:
+                    result = _joined(partial, weights, first, many, d, asked, real, HEAD)
+                    tl.store(out, result.to(mixed.dtype.element_ty), asked)
 
 
 @triton.jit
-def combine_kernel(
-    partial,
-    weights,
-    index,
-    mixed,
-    HEADS: tl.constexpr,
-    HEAD: tl.constexpr,
-    HEAD_TILE: tl.constexpr,
-    SPLIT: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    """Splits that a row has, in order: mixed [N, H, d]; a program is a head of a row."""
-    at = tl.program_id(0) * HEADS + tl.program_id(1)
-    d = tl.arange(0, HEAD_TILE)
-    top = tl.load(weights + at * SPLITS * 2)
-    total = tl.load(weights + at * SPLITS * 2 + 1)
-    sums = tl.load(partial + at * SPLITS * HEAD + d, d < HEAD, 0.0)
-    for split in range(1, tl.load(index + tl.program_id(0)) // SPLIT + 1):
-        other = at * SPLITS + split
-        their_top = tl.load(weights + other * 2)
+def _joined(partial, weights, at, many, d, asked, real, HEAD: tl.constexpr):
+    """Mixed [G, d] of `many` splits of some heads, the first ones at `at` [G], in order.
+
+    Another program wrote them: they are read where all see the same.
+    """
+    top = tl.load(weights + at * 2, real, 0.0, cache_modifier=".cg")
+    total = tl.load(weights + at * 2 + 1, real, 1.0, cache_modifier=".cg")
+    sums = tl.load(partial + at[:, None] * HEAD + d, asked, 0.0, cache_modifier=".cg")
+    for split in range(1, many):
+        other = at + split
+        their_top = tl.load(weights + other * 2, real, 0.0, cache_modifier=".cg")
         higher = tl.maximum(top, their_top)
         faded, theirs = tl.exp(top - higher), tl.exp(their_top - higher)
-        total = total * faded + tl.load(weights + other * 2 + 1) * theirs
-        sums = sums * faded + tl.load(partial + other * HEAD + d, d < HEAD, 0.0) * theirs
+        more = tl.load(weights + other * 2 + 1, real, 0.0, cache_modifier=".cg")
+        their_sums = tl.load(partial + other[:, None] * HEAD + d, asked, 0.0, cache_modifier=".cg")
+        total = total * faded + more * theirs
+        sums = sums * faded[:, None] + their_sums * theirs[:, None]
         top = higher
-    tl.store(mixed + at * HEAD + d, (sums / total).to(mixed.dtype.element_ty), d < HEAD)
+    return sums / total[:, None]
 
 
 @triton.jit(do_not_specialize=["rows"])

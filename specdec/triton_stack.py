@@ -1,6 +1,6 @@
 """Blocks, final norm and head on Triton kernels: `specdec.packed.PackedStack` where CUDA is.
 
-Five or six kernels a block; the same for prompts and for decoding, for any number of rows, so that
+Five kernels a block; the same for prompts and for decoding, for any number of rows, so that
 a row's bits are its own (`specdec.triton_kernels` says why).  Imports Triton.
 
 N packed rows, S slots, D width, H query heads, K key-value heads, d head width, C cached places.
@@ -19,7 +19,6 @@ from specdec.packed import Linear, cache_of, pack_linear
 from specdec.triton_kernels import (
     add_kernel,
     attend_kernel,
-    combine_kernel,
     gate_kernel,
     head_kernel,
     project_kernel,
@@ -126,13 +125,17 @@ class TritonStack:
         query, mixed = (x.new_empty(rows, heads * d, dtype=self.dtype) for _ in range(2))
         inner = x.new_empty(rows, config.intermediate_size, dtype=self.dtype)
         partial = weights = query  # of one split there are no partial sums
+        arrivals = [query] * len(self.weights)
         if self.splits > 1:
             partial = x.new_empty(rows, heads, self.splits, d)
             weights = x.new_empty(rows, heads, self.splits, 2)
+            # each block's begins at a multiple of 16 bytes, whatever the rows
+            count = -(-rows * config.num_key_value_heads // 4) * 4
+            arrivals = list(x.new_zeros(len(self.weights), count, dtype=torch.int32))
         stream = torch.empty_like(x)
         for index, block in enumerate(self.weights):
             self._project(index, x, slot, position, write_index, query, 0)
-            self._attend(index, query, slot, write_index, mixed, partial, weights)
+            self._attend(index, query, slot, write_index, mixed, partial, weights, arrivals[index])
             add(x, mixed, block.output, stream)
             x = stream  # from here on the stream is changed in place
             gate(x, block.feed_forward_norm, block.gate_up, inner, config.rms_norm_eps)
@@ -189,6 +192,7 @@ class TritonStack:
         mixed: Tensor,
         partial: Tensor,
         weights: Tensor,
+        arrived: Tensor,
     ) -> None:
         config, keys = self.config, self.keys[index]
         rows, heads, d = len(query), config.num_attention_heads, config.head_dim
@@ -204,6 +208,7 @@ class TritonStack:
             mixed,
             partial,
             weights,
+            arrived,
             keys.stride(0),
             keys.stride(1),
             d**-0.5,
@@ -217,10 +222,6 @@ class TritonStack:
             self.splits,
             **LAUNCH,
         )
-        if self.splits > 1:
-            combine_kernel[(rows, heads)](
-                partial, weights, write_index, mixed, heads, d, tile, self.split, self.splits
-            )
 
 
 def plain(weight: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -50,7 +50,7 @@ def compile_blocks(weight: str) -> None:
     kinds = dict.fromkeys(("x", "norm", "cos", "sin", "embedding", "seen", "partial"), FLOAT)
     kinds |= dict.fromkeys(("slot", "position", "index", "tokens"), INTEGER)
     kinds |= dict.fromkeys(("weight", "query", "keys", "values", "mixed", "inputs"), weight)
-    kinds |= {"rows": "i32", "slot_stride": "i32", "head_stride": "i32"}
+    kinds |= {"arrived": "*i32", "rows": "i32", "slot_stride": "i32", "head_stride": "i32"}
     kinds |= {"eps": "fp32", "scale": "fp32"}
     for first_head in (0, 8):
         compiled(
@@ -59,10 +59,13 @@ def compile_blocks(weight: str) -> None:
             {"FIRST_HEAD": first_head, "KV_HEADS": 8, "WIDTH": 512, "PAIRS": 16, **HEADS, **TILE},
             **LAUNCH,
         )
+    # of one split there are no partial sums, and nothing arrives
+    one_split = dict.fromkeys(("partial", "weights", "arrived"), weight)
     for splits in (1, 9):
+        parts = {"weights": FLOAT} if splits > 1 else one_split
         compiled(
             blocks.attend_kernel,
-            {**kinds, "weights": FLOAT},
+            {**kinds, **parts},
             {"KV_HEADS": 8, "HEAD_TILE": 64, "GROUP_TILE": 16, "PLACES": 64, "SPLIT": 256}
             | {"SPLITS": splits, **HEADS},
             **LAUNCH,
@@ -71,14 +74,9 @@ def compile_blocks(weight: str) -> None:
     places = min(PLACES, WIDEST_TILE // (256 * (2 if weight == "*bf16" else 4)))
     compiled(
         blocks.attend_kernel,
-        {**kinds, "weights": FLOAT},
+        {**kinds, **one_split},
         {**wide, "PLACES": places, "SPLIT": 256, "SPLITS": 1},
         **LAUNCH,
-    )
-    compiled(
-        blocks.combine_kernel,
-        {**kinds, "weights": FLOAT},
-        {"HEAD_TILE": 64, "SPLIT": 256, "SPLITS": 9, **HEADS},
     )
     compiled(
         blocks.add_kernel,
