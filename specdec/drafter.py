@@ -7,7 +7,7 @@ or not, so that it can start at any round.
 c rows of a group, W rows verified for each, γ drafts, D width of the model.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -15,11 +15,22 @@ ALL = 1 << 40
 """More bytes than any prompt has."""
 
 
+class Following(NamedTuple):
+    """What a table [256, 256] says of the byte behind each byte, for rows with such bytes [c]."""
+
+    table: Tensor
+    byte: Tensor
+
+    def added(self, logits: Tensor) -> Tensor:
+        """To logits [c, 256]."""
+        return logits + self.table[self.byte]
+
+
 class Picker(Protocol):
     """The byte rule with the rows' own noise: what of a `specdec.rule.TorchRule` a drafter uses."""
 
-    def pick(self, step: int, logits: Tensor) -> Tensor:
-        """Bytes [c] for draft `step`, from 0, of logits [c, 256]."""
+    def pick(self, step: int, logits: Tensor, following: Following | None = None) -> Tensor:
+        """Bytes [c] for draft `step`, from 0, of logits [c, 256], with `following` added."""
 
 
 class SlotDrafter(Protocol):

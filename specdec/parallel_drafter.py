@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specdec.cell import Cell, normed
 from specdec.config import LONGEST_DRAFT
-from specdec.drafter import ALL, Picker
+from specdec.drafter import ALL, Following, Picker
 from specdec.layers import wide
 from specdec.packed import SLACK, MakeStack, PackedStack, pack_linear
 from specdec.parallel_prophet import ParallelProphet
@@ -78,17 +78,8 @@ class ParallelDrafter:
     def observe(
         self, slots: Tensor, start: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor
     ) -> None:
-        hidden = hidden.to(self.states.dtype)
-        previous = torch.cat((self.states[slots][:, None], hidden[:, :-1]), 1)
-        width = tokens.shape[1]
-        place = start[:, None] + torch.arange(width, device=start.device)
         # behind `advance` lie rejected drafts: each place is written again before it is seen
-        self.stack.remember(
-            self._inputs(previous.flatten(0, 1), place.flatten(), tokens.flatten()),
-            slots.repeat_interleave(width),
-            place.flatten(),
-        )
-        self.states[slots] = hidden[torch.arange(len(slots), device=slots.device), advance - 1]
+        self.stack.remember(*self._observed(slots, start, hidden, tokens, advance))
 
     def keep(self, slot: int) -> None:
         self.kept[slot] = self.states[slot]
@@ -101,14 +92,31 @@ class ParallelDrafter:
     def draft(
         self, slots: Tensor, last: Tensor, length: Tensor, gamma: int, rule: Picker
     ) -> Tensor:
-        x = self._inputs(self.states[slots], length, last)
+        x = self._begin(slots, length, last)
         state, scores = self.stack.forward(x, slots, length, length, ((len(slots), 1),))
-        drafts = [rule.pick(0, scores + self.transition[last])]
+        drafts = [rule.pick(0, scores, Following(self.transition, last))]
         for step in range(1, gamma):
             byte = drafts[-1]
             state, scores = self._advance(state, byte)
-            drafts.append(rule.pick(step, scores + self.transition[byte]))
+            drafts.append(rule.pick(step, scores, Following(self.transition, byte)))
         return torch.stack(drafts, 1)
+
+    def _observed(
+        self, slots: Tensor, start: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The block's inputs [c·W, P] at what is observed, their slots and their places; the slots'
+        states are those of the last committed place from then on."""
+        hidden = hidden.to(self.states.dtype)
+        previous = torch.cat((self.states[slots][:, None], hidden[:, :-1]), 1)
+        width = tokens.shape[1]
+        place = (start[:, None] + torch.arange(width, device=start.device)).flatten()
+        x = self._inputs(previous.flatten(0, 1), place, tokens.flatten())
+        self.states[slots] = hidden[torch.arange(len(slots), device=slots.device), advance - 1]
+        return x, slots.repeat_interleave(width), place
+
+    def _begin(self, slots: Tensor, place: Tensor, last: Tensor) -> Tensor:
+        """The block's inputs [c, P] at the last bytes, from which it drafts."""
+        return self._inputs(self.states[slots], place, last)
 
     def _advance(self, state: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The next states [c, P] and the head's scores [c, 256] of them."""

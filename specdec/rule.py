@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specdec.config import VOCAB_SIZE
+from specdec.drafter import Following
 from specdec.sampling import Features, SamplingRows, choose
 from specdec.state import SlotState
 
@@ -44,7 +45,9 @@ class TorchRule:
     def noise(self, slots: Tensor, position: Tensor) -> Tensor | None:
         return self.state.noise_at(slots, position) if self.group.features.sampled else None
 
-    def pick(self, step: int, logits: Tensor) -> Tensor:
+    def pick(self, step: int, logits: Tensor, following: Following | None = None) -> Tensor:
+        if following is not None:
+            logits = following.added(logits)
         position = self.length + 1 + step
         noise = self.noise(self.group.slots, position)
         picked = choose(logits, self.rows, self.counts, position, noise, self.group.features)

@@ -19,8 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specdec.config import VOCAB_SIZE
-from specdec.drafter import Drafter, Picker
+from specdec.config import LONGEST_DRAFT, VOCAB_SIZE
+from specdec.drafter import Drafter, Following, Picker
 from specdec.noise import gumbel
 from specdec.round import SlotModel
 from specdec.rule import Group, TorchRule, marked
@@ -60,6 +60,8 @@ class Inputs:
             torch.empty(3, rows, dtype=torch.int64, pin_memory=pin) for _ in range(2)
         )
         self.tensor = torch.empty(3, rows, dtype=torch.int64, device=device)
+        self.ahead = torch.arange(LONGEST_DRAFT + 1, device=device)
+        """Of each place of a row, how far it is from the first."""
         self._sent: tuple[list[int], list[int], list[bool]] | None = None
         self.send([], [], [])
 
@@ -99,6 +101,11 @@ class StaticRule(Picker, Protocol):
     def last(self) -> Tensor:
         """[B], their last bytes."""
 
+    @property
+    def heard(self) -> tuple[Tensor, Tensor]:
+        """[B], slots and lengths as the drafter hears of them: rows of which it is not told are in
+        the scratch slot, at no place of theirs."""
+
     def judge(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Choices [B, W] for logits [B, W, 256] after tokens [B, W]: last byte, then drafts."""
 
@@ -135,16 +142,12 @@ def decode_rows(
     rule = make_rule(state, inputs, width)
     length, last = rule.length, rule.last
     tokens = last[:, None]
-    if shape.observes:
-        # whom the drafter was not told of it hears of in the scratch slot, at no place of theirs
-        heard = inputs.watched > 0
-        known = torch.where(heard, slots, inputs.scratch)
-        start = torch.where(heard, length, 0)
     if shape.gamma:
         assert drafter is not None
         assert shape.observes
-        tokens = torch.cat((tokens, drafter.draft(known, last, start, shape.gamma, rule)), 1)
-    place = length[:, None] + torch.arange(width, device=length.device)
+        drafts = drafter.draft(rule.heard[0], last, rule.heard[1], shape.gamma, rule)
+        tokens = torch.cat((tokens, drafts), 1)
+    place = length[:, None] + inputs.ahead[:width]
     each = slots[:, None].expand(-1, width).flatten()
     place = place.flatten()
     groups = ((shape.rows, width),)
@@ -154,7 +157,7 @@ def decode_rows(
     result, committed = rule.settle(tokens, chosen)
     if shape.observes:
         assert drafter is not None
-        drafter.observe(known, start, hidden.unflatten(0, (-1, width)), tokens, committed)
+        drafter.observe(*rule.heard, hidden.unflatten(0, (-1, width)), tokens, committed)
     return Decoded(result, logits, chosen)
 
 
@@ -167,9 +170,14 @@ class TorchStaticRule:
         self._rule = _Rule(state, group)
         self.length = self._rule.length
         self.last = state.last[inputs.slots]
+        watched = inputs.watched > 0
+        self.heard = (
+            torch.where(watched, inputs.slots, inputs.scratch),
+            torch.where(watched, self.length, 0),
+        )
 
-    def pick(self, step: int, logits: Tensor) -> Tensor:
-        return self._rule.pick(step, logits)
+    def pick(self, step: int, logits: Tensor, following: Following | None = None) -> Tensor:
+        return self._rule.pick(step, logits, following)
 
     def judge(self, logits: Tensor, tokens: Tensor) -> Tensor:
         return self._rule.judge(logits, tokens[:, 1:])

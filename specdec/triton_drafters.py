@@ -1,9 +1,8 @@
-"""Both kinds of prophet while decoding, on Triton kernels where their passes are.
+"""Both kinds of prophet while decoding, on Triton kernels.
 
-What goes into a prophet is prepared by torch's operations, as in the drafters that these extend.
-Imports Triton.
+What goes into an autoregressive one is prepared by torch's operations.  Imports Triton.
 
-c rows, t places of each, γ drafts, P width of the prophet.
+c rows, t or W places of each, γ drafts, D width of the model, P width of the prophet.
 """
 
 import torch
@@ -16,6 +15,7 @@ from specdec.drafter import Drafter
 from specdec.parallel_drafter import ParallelDrafter
 from specdec.parallel_prophet import ParallelProphet
 from specdec.prophet import Prophet
+from specdec.triton_kernels import inputs_kernel
 from specdec.triton_stack import TritonStack, add, final, gate, linear, plain
 
 
@@ -72,13 +72,60 @@ class TritonParallelDrafter(ParallelDrafter):
             dtype=dtype,
             make_stack=TritonStack,
         )
-        self.projection = linear(prophet.projection.weight, device, dtype)
+        self.projection_weight = plain(prophet.projection.weight, device, dtype)
         cell = prophet.cell
         self.cell_embedding = plain(cell.embedding.weight, device, torch.float32)
         self.gate_up = plain(cell.gate_up.weight, device, dtype)
         self.down = plain(cell.down.weight, device, dtype)
         self.head_weight = plain(prophet.head.weight, device, torch.float32)
         self.even = torch.ones(self.head_weight.shape[1], device=device)
+
+    def _observed(
+        self, slots: Tensor, start: Tensor, hidden: Tensor, tokens: Tensor, advance: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self._fed(slots, start, tokens, hidden, advance)
+
+    def _begin(self, slots: Tensor, place: Tensor, last: Tensor) -> Tensor:
+        return self._fed(slots, place, last[:, None])[0]
+
+    def _fed(
+        self,
+        slots: Tensor,
+        start: Tensor,
+        tokens: Tensor,
+        hidden: Tensor | None = None,
+        advance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The block's inputs [c·W, P] at W places from start [c] on, their slots and their places.
+
+        Where hidden [c, W, D] and advance [c] are given they are observed.
+        """
+        (count, width), model = tokens.shape, self.states.shape[1]
+        rows, prophet = count * width, len(self.projection_weight)
+        before = self.states.new_empty(rows, model, dtype=self.dtype)
+        x = self.states.new_empty(rows, prophet)
+        each, place = slots.new_empty(rows), slots.new_empty(rows)
+        inputs_kernel[(count, width)](
+            self.states,
+            self.states if hidden is None else hidden.contiguous(),
+            slots,
+            start,
+            tokens.contiguous(),
+            start if advance is None else advance,
+            self.embedding,
+            self.missing,
+            before,
+            x,
+            each,
+            place,
+            model,
+            1 << (model - 1).bit_length(),
+            prophet,
+            1 << (prophet - 1).bit_length(),
+            advance is not None,
+        )
+        add(x, before, self.projection_weight, x)
+        return x, each, place
 
     def _advance(self, state: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         seen = torch.empty_like(state)

@@ -286,6 +286,55 @@ def gate_kernel(
             tl.store(seen + row[:, None] * WIDTH + k, part * scale, given)
 
 
+@triton.jit
+def inputs_kernel(
+    states,
+    hidden,
+    slots,
+    start,
+    tokens,
+    advance,
+    embedding,
+    missing,
+    before,
+    x,
+    each,
+    place,
+    MODEL: tl.constexpr,
+    MODEL_TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WIDTH_TILE: tl.constexpr,
+    OBSERVES: tl.constexpr,
+):
+    """What the inputs of a parallel prophet's block are made of, at W places of rows [B] from start
+    [B] on: slots each [B·W], places [B·W], the model's states before them, before [B·W, D], and x
+    [B·W, P], to which their projections are to be added.
+
+    The state before the first of them is its slot's, states [S, D], those before the others are
+    hidden [B, W, D].  x is embedding [256, P] of tokens [B, W]; at place 0, where there is no
+    state, missing [P] is in it already.  With OBSERVES the slots' states become those of the last
+    of advance [B] places.
+    """
+    row, offset, width = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    slot, at, n = tl.load(slots + row), tl.load(start + row) + offset, row * width + offset
+    tl.store(each + n, slot)
+    tl.store(place + n, at)
+    d, p = tl.arange(0, MODEL_TILE), tl.arange(0, WIDTH_TILE)
+    if offset == 0:
+        state = tl.load(states + slot * MODEL + d, d < MODEL, 0.0)
+        if OBSERVES:  # read before it is written, element by element
+            newest = (row * width + tl.load(advance + row) - 1) * MODEL
+            after = tl.load(hidden + newest + d, d < MODEL, 0.0)
+            tl.store(states + slot * MODEL + d, after, d < MODEL)
+    else:
+        state = tl.load(hidden + (n - 1) * MODEL + d, d < MODEL, 0.0)
+    state = tl.where(at > 0, state, 0.0)
+    tl.store(before + n * MODEL + d, state.to(before.dtype.element_ty), d < MODEL)
+    value = tl.load(embedding + tl.load(tokens + n) * WIDTH + p, p < WIDTH, 0.0)
+    value += tl.where(at > 0, 0.0, tl.load(missing + p, p < WIDTH, 0.0))
+    tl.store(x + n * WIDTH + p, value, p < WIDTH)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def head_kernel(
     x,

@@ -49,9 +49,25 @@ def _logarithm(x):
     return (exponent - low.to(tl.int64)).to(tl.float64) * 0.6931471805599453 + series
 
 
-@triton.jit(do_not_specialize=["first", "width"])
+@triton.jit
+def begin_kernel(slots, watched, state_length, state_last, length, last, known, start, scratch):
+    """For each of B rows: length and last of its slot, and what of it the drafter hears
+    (`specdec.static_round.StaticRule.heard`), known and start."""
+    row = tl.program_id(0)
+    slot = tl.load(slots + row)
+    place = tl.load(state_length + slot)
+    heard = tl.load(watched + row) > 0
+    tl.store(length + row, place)
+    tl.store(last + row, tl.load(state_last + slot))
+    tl.store(known + row, tl.where(heard, slot, scratch))
+    tl.store(start + row, tl.where(heard, place, 0))
+
+
+@triton.jit(do_not_specialize=["first", "row_stride", "place_stride"])
 def choose_kernel(
     logits,
+    table,
+    before,
     tokens,
     chosen,
     slots,
@@ -69,13 +85,16 @@ def choose_kernel(
     eos,
     allow_eos_from,
     first,
-    width,
+    row_stride,
+    place_stride,
     VOCABULARY: tl.constexpr,
+    FOLLOWING: tl.constexpr,
 ):
-    """chosen [B, n] by logits [B, n, V] of places first..first+n-1 of the rows.
+    """chosen [B, n] by logits [B, n, V] of places first..first+n-1 of the rows; with FOLLOWING
+    what table [V, V] says of the bytes before, [B], is added to them.
 
-    tokens [B, width] are each row's last byte and its drafts, of which a place's first count as
-    put out.  Everything else is a slot's.
+    tokens, of such strides, are each row's last byte and its drafts, of which a place's first count
+    as put out.  Everything else is a slot's.
     """
     row, offset = tl.program_id(0), tl.program_id(1)
     place = first + offset
@@ -83,10 +102,14 @@ def choose_kernel(
     slot = tl.load(slots + row)
     byte = tl.arange(0, VOCABULARY)
     position = tl.load(length + slot) + 1 + place
-    score = tl.load(logits + at * VOCABULARY + byte).to(tl.float64)
+    logit = tl.load(logits + at * VOCABULARY + byte)
+    if FOLLOWING:
+        logit += tl.load(table + tl.load(before + row) * VOCABULARY + byte)
+    score = logit.to(tl.float64)
     count = tl.load(counts + slot * VOCABULARY + byte)
-    for before in range(1, place + 1):
-        count += (byte == tl.load(tokens + row * width + before)).to(tl.int64)
+    for draft in range(1, place + 1):
+        put_out = tl.load(tokens + row * row_stride + draft * place_stride)
+        count += (byte == put_out).to(tl.int64)
 
     seen = count > 0
     repetition = tl.load(repetition_penalty + slot)

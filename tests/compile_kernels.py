@@ -93,14 +93,31 @@ def compile_blocks(weight: str) -> None:
         )
 
 
+def compile_inputs(weight: str) -> None:
+    floats = dict.fromkeys(("states", "hidden", "embedding", "missing", "x"), FLOAT)
+    others = dict.fromkeys(("slots", "start", "tokens", "advance", "each", "place"), INTEGER)
+    shape = {"MODEL": 512, "MODEL_TILE": 512, "WIDTH": 384, "WIDTH_TILE": 512}
+    for observes in (False, True):
+        compiled(
+            blocks.inputs_kernel,
+            {**floats, **others, "before": weight},
+            {**shape, "OBSERVES": observes},
+        )
+
+
 def compile_rule() -> None:
-    kinds = {"logits": FLOAT, "first": "i32", "width": "i32"}
+    kinds = {"logits": FLOAT, "table": FLOAT, "first": "i32"}
+    kinds |= {"row_stride": "i32", "place_stride": "i32"}
     kinds |= dict.fromkeys(("temperature", "top_p", "min_p", "bias"), DOUBLE)
     penalties = ("presence_penalty", "frequency_penalty", "repetition_penalty")
     kinds |= dict.fromkeys(penalties, DOUBLE)
-    constants: dict[str, object] = {"VOCABULARY": 256}
+    constants: dict[str, object] = {"VOCABULARY": 256, "FOLLOWING": False}
     others = dict.fromkeys(set(rule.choose_kernel.arg_names) - {*kinds, *constants}, INTEGER)
-    compiled(rule.choose_kernel, {**kinds, **others}, constants, enable_fp_fusion=False)
+    for following in (False, True):
+        constants["FOLLOWING"] = following
+        compiled(rule.choose_kernel, {**kinds, **others}, constants, enable_fp_fusion=False)
+    begun = dict.fromkeys(rule.begin_kernel.arg_names, INTEGER)
+    compiled(rule.begin_kernel, {**begun, "scratch": "i32"}, {})
     constants = {"IDLE": -1, "WIDEST": 32, "VOCABULARY": 256}
     others = dict.fromkeys(set(rule.settle_kernel.arg_names) - {"width", *constants}, INTEGER)
     compiled(rule.settle_kernel, {**others, "width": "i32"}, constants, num_warps=1)
@@ -109,6 +126,7 @@ def compile_rule() -> None:
 def main() -> None:
     for weight in ("*bf16", FLOAT):
         compile_blocks(weight)
+        compile_inputs(weight)
     floats = dict.fromkeys(("x", "norm", "weight", "hidden", "logits"), FLOAT)
     compiled(
         blocks.head_kernel,

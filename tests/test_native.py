@@ -22,6 +22,7 @@ from specdec.autoregressive_drafter import AutoregressiveDrafter
 from specdec.build import Kernels, build_decoder, slot_bytes
 from specdec.config import BlockConfig, ModelConfig
 from specdec.decoder import Job, Output, generate
+from specdec.drafter import Following
 from specdec.invariance import measure_invariance
 from specdec.model import ByteLlama
 from specdec.native_library import NativeUnavailable, native_library
@@ -708,7 +709,11 @@ def test_drafts_end_before_one_that_is_too_unlikely(
     leads: list[float] = []
     honest = TorchRule.pick
 
-    def pick(rule: TorchRule, step: int, logits: Tensor) -> Tensor:
+    def pick(
+        rule: TorchRule, step: int, logits: Tensor, following: Following | None = None
+    ) -> Tensor:
+        if following:
+            logits = following.added(logits)
         noise = rule.noise(rule.group.slots, rule.length + 1 + step)
         scores = logits.double() if noise is None else logits.double() / temperature + noise
         first, second = scores[0].topk(2).values.tolist()

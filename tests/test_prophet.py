@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specdec.build import Kernels, Model, build_decoder
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
-from specdec.drafter import Drafter, Picker
+from specdec.drafter import Drafter, Following, Picker
 from specdec.kinds import build_drafter
 from specdec.packed import PackedModel
 from specdec.prophet import Prophet
@@ -38,7 +38,9 @@ class Recorder:
         text = self.text
 
         class Steered:
-            def pick(self, step: int, scores: Tensor) -> Tensor:
+            def pick(self, step: int, scores: Tensor, following: Following | None = None) -> Tensor:
+                if following:
+                    scores = following.added(scores)
                 logits.append(scores[0])
                 byte = text[start + 1 + step] if start + 1 + step < len(text) else 0
                 return torch.tensor([byte ^ (step == wrong)])

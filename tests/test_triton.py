@@ -25,6 +25,7 @@ from specdec import triton_rule_kernels as rule_kernels  # noqa: E402
 from specdec import triton_stack  # noqa: E402
 from specdec.build import build_graph_decoder  # noqa: E402
 from specdec.decoder import Job, generate  # noqa: E402
+from specdec.drafter import Following  # noqa: E402
 from specdec.kinds import build_drafter  # noqa: E402
 from specdec.noise import gumbel  # noqa: E402
 from specdec.packed import PackedModel  # noqa: E402
@@ -183,7 +184,9 @@ class Recording:
     def __init__(self) -> None:
         self.scores: list[Tensor] = []
 
-    def pick(self, step: int, logits: Tensor) -> Tensor:
+    def pick(self, step: int, logits: Tensor, following: Following | None = None) -> Tensor:
+        if following:
+            logits = following.added(logits)
         self.scores.append(logits.clone())
         return logits.argmax(-1)
 
@@ -203,8 +206,12 @@ def test_drafters_draft_as_those_of_torch(parallel: bool) -> None:
         # of the second row one place is committed
         drafter.observe(slots, start, hidden, tokens, torch.tensor([3, 1], device=DEVICE))
         rule = Recording()
-        drafts = drafter.draft(slots, last, torch.tensor([3, 1], device=DEVICE), 3, rule)
-        seen.append((drafts, *rule.scores))
+        length = torch.tensor([3, 1], device=DEVICE)
+        drafts = drafter.draft(slots, last, length, 3, rule)
+        # and again behind what was committed, from the states that were kept
+        drafter.observe(slots, length, -hidden, tokens + 3, torch.tensor([2, 3], device=DEVICE))
+        more = drafter.draft(slots, last, length + torch.tensor([2, 3], device=DEVICE), 2, rule)
+        seen.append((drafts, more, *rule.scores))
     for a, b in zip(*seen, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
