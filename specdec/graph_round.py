@@ -208,6 +208,7 @@ class GraphRounds:
         )
         count = self._bursts[shape.rows].rounds(self._seconds.get(shape), work.span_s)
         count, begun = min(count, work.repeats), 0
+        watch.lap()
         while begun < count and not (begun and work.interrupt.is_set):
             decoded = run()
             arrivals.expect(decoded.result, begun)
@@ -221,8 +222,8 @@ class GraphRounds:
             before = time.perf_counter()
             numbers = arriving.numbers()
             self._waited += time.perf_counter() - before
-            if alike:
-                self._seconds[shape] = sum(watch.laps()) / begun
+            if alike and (laps := watch.laps()):
+                self._seconds[shape] = laps[-1] / begun
             return _results(rows, numbers, logprobs)
 
         return _Later(begun, read, prefills, watch)

@@ -6,7 +6,10 @@ Compiled where there is a GPU, elsewhere interpreted, which is slow: few rows, s
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +24,11 @@ if INTERPRETED and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
 
 import triton.language as tl  # noqa: E402
 
+from bench import tiles  # noqa: E402
 from specdec import triton_rule_kernels as rule_kernels  # noqa: E402
 from specdec import triton_stack  # noqa: E402
 from specdec.build import build_graph_decoder  # noqa: E402
-from specdec.decoder import Job, generate  # noqa: E402
+from specdec.decoder import Decoder, Job, generate  # noqa: E402
 from specdec.drafter import Following  # noqa: E402
 from specdec.kinds import build_drafter  # noqa: E402
 from specdec.noise import gumbel  # noqa: E402
@@ -236,6 +240,47 @@ def test_rows_that_share_rounds_have_the_bytes_of_base_alone(parallel: bool) -> 
     assert together[0].output == together[1].output
     (alone,) = generate(decoder, [Job(b"zz", 4, SamplingParams(temperature=0), 5)])
     assert together[2].output == alone.output
+
+
+def test_a_setting_is_measured_by_itself_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = triton_stack.COLUMNS, dict(triton_stack.LAUNCH)
+    other = kept[0] // 2
+    monkeypatch.setattr(tiles, "BEHIND", 4)
+    monkeypatch.setattr(tiles, "REPLAYS", 2)
+    monkeypatch.setattr(tiles, "TURNS", 1)
+    monkeypatch.setattr(tiles, "SETTINGS", {"COLUMNS": (kept[0], other), "num_stages": (2, -1)})
+    model = tiny_model(depth=1, context=64)
+    built: list[tuple[int, int]] = []
+
+    def build() -> Decoder[Any]:
+        launch = triton_stack.LAUNCH["num_stages"]
+        built.append((triton_stack.COLUMNS, launch))
+        if launch < 0:
+            raise ValueError("no such stages")
+        return build_graph_decoder(
+            model,
+            None,
+            slots=2,
+            device=DEVICE,
+            dtype=torch.float32,
+            context=24,
+            draft_lengths=(),
+            capture=None,
+        )
+
+    def timed(call: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began
+
+    rows = list(tiles.measure(build, [1, 2], timed))
+    assert built == [(kept[0], 3), (other, 3), (kept[0], 2), (kept[0], -1)]
+    assert [row["default"] for row in rows] == [True, False, False, False]
+    for row in rows[:3]:
+        assert row.get("exact"), row
+        assert all(row["round_us"][batch] > 0 for batch in ("1", "2"))
+    assert rows[3]["error"] == "ValueError: no such stages"
+    assert kept == (triton_stack.COLUMNS, triton_stack.LAUNCH)
 
 
 @pytest.mark.slow
