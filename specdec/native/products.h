@@ -10,6 +10,14 @@
 
 namespace specdec {
 
+// Whether weights, keys and values are asked for before they are needed.  AMD's processors, which alone
+// take pairs, fetch them sooner by themselves.
+#if defined(SPECDEC_PAIRS)
+constexpr bool ASKS = false;
+#else
+constexpr bool ASKS = true;
+#endif
+
 // In float32.
 template <class W> struct Weights {
     typedef float Input;
@@ -217,7 +225,8 @@ template <> struct Products<int8_t> { typedef Bytes Kind; };
 template <class W> using Multiplied = typename Products<W>::Kind;
 
 // Sums of products of R rows of inputs, `ldx` apart, with B blocks of weights that lie `apart`; from
-// those of one step, an input or a pair, to those of the next are `stride`; what is `ahead` is asked for.
+// those of one step, an input or a pair, to those of the next are `stride`; what is `ahead` is asked
+// for, if anything is.
 template <class K, int R, int B, class W>
 [[gnu::always_inline]] inline void add_up(
     const W* weights, size_t apart, size_t stride, int steps, size_t ahead,
@@ -232,7 +241,8 @@ template <class K, int R, int B, class W>
 #pragma GCC unroll 8
         for (int b = 0; b < B; ++b) {
             const W* here = weights + b * apart;
-            for (int i = 0; i < K::SIZE; i += LINE) __builtin_prefetch(here + ahead + i);
+            if constexpr (ASKS)
+                for (int i = 0; i < K::SIZE; i += LINE) __builtin_prefetch(here + ahead + i);
             K w(here);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) w.multiply(x[r * ldx + k], sums[r][2 * b], sums[r][2 * b + 1]);
