@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.decode import load_prompts, measure
 from bench.host import engine_speed
 from bench.report import machine, quartiles, write_json
-from bench.served import random_checkpoint
+from bench.served import asked_checkpoint
 from specdec.build import Model, build_decoder
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, generate, run_rounds
@@ -149,10 +148,7 @@ def main(arguments: list[str]) -> int:
         print("error: this torch finds no CUDA device", file=sys.stderr)
         return 1
     device = torch.device("cuda")
-    with tempfile.TemporaryDirectory() as directory:
-        checkpoint = options.checkpoint
-        if options.random:
-            checkpoint = random_checkpoint(Path(directory), 512, 10)
+    with asked_checkpoint(options.checkpoint, options.random) as checkpoint:
         record, differing = _measured(options, checkpoint, device)
         if not options.no_transformers:
             _beside(record, options, checkpoint, device)

@@ -70,7 +70,7 @@ class Fixed(Bursts):
 
 
 def build(rows: int, burst: int) -> Decoder[Any]:
-    state = SlotState(rows + IDLE_SLOTS, CPU, None)
+    state = SlotState(rows + IDLE_SLOTS, CPU, keeps_noise=False)
     model = NoModel()
     rounds = GraphRounds(
         model, None, state, TorchStaticRule, (), Instant(), bursts=lambda: Fixed(burst)
@@ -85,7 +85,6 @@ def build(rows: int, burst: int) -> Decoder[Any]:
         run_round=rounds,
         state=state,
         ahead=True,
-        several=True,
     )
 
 

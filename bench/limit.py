@@ -8,7 +8,6 @@ whole plain round.
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from bench.report import machine, quartiles, write_json
-from bench.served import random_checkpoint
+from bench.served import asked_checkpoint
 from specdec.build import build_decoder
 from specdec.checkpoint import load_model
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
@@ -63,12 +62,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    if options.random:
-        with tempfile.TemporaryDirectory() as directory:
-            random_checkpoint(Path(directory), 512, 10)
-            model = load_model(Path(directory))
-    else:
-        model = load_model(options.checkpoint)
+    with asked_checkpoint(options.checkpoint, options.random) as checkpoint:
+        model = load_model(checkpoint)
     weights = [p for name, p in model.named_parameters() if "embedding" not in name]
     dtype = getattr(torch, options.dtype)
     size = sum(p.numel() for p in weights) * dtype.itemsize

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -65,6 +66,13 @@ def thread_seconds(pid: int) -> dict[str, float]:
         user, system = rest.split()[11:13]
         result[f"{name.partition('(')[2]}/{task.name}"] = (int(user) + int(system)) / ticks
     return result
+
+
+@contextmanager
+def asked_checkpoint(checkpoint: Path, random: bool) -> Iterator[Path]:
+    """It, or one of random weights, 512 wide and 10 layers deep, as long as it is wanted."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield random_checkpoint(Path(directory), 512, 10) if random else checkpoint
 
 
 def random_checkpoint(directory: Path, width: int, depth: int, context: int = 512) -> Path:

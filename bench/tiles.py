@@ -8,7 +8,6 @@ not by what shares the pass.  Needs a GPU, torch and Triton.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,12 @@ from typing import Any
 import torch
 
 from bench.report import machine, quartiles, write_json
-from bench.served import random_checkpoint
+from bench.served import asked_checkpoint
 from specdec.build import build_decoder
 from specdec.checkpoint import load_model
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
 from specdec.graph_round import GraphRounds
 from specdec.invariance import measure_invariance
-from specdec.model import ByteLlama
 from specdec.sampling import SamplingParams
 from specdec.static_round import Shape
 
@@ -134,11 +132,8 @@ def main(arguments: list[str]) -> int:
         print("error: this torch finds no CUDA device", file=sys.stderr)
         return 1
     device = torch.device("cuda")
-    with tempfile.TemporaryDirectory() as directory:
-        checkpoint = options.checkpoint
-        if options.random:
-            checkpoint = random_checkpoint(Path(directory), 512, 10)
-        model: ByteLlama = load_model(checkpoint)
+    with asked_checkpoint(options.checkpoint, options.random) as checkpoint:
+        model = load_model(checkpoint)
 
         def build() -> Decoder[Any]:
             return build_decoder(

@@ -37,7 +37,7 @@ class _Begun:
     """What was begun at a time, if anything was to be decoded or consumed."""
 
     plan: Plan
-    rounds: Begun | None
+    call: Begun | None
     began: float
 
 
@@ -232,13 +232,13 @@ class Engine:
                 deliveries += self._scheduler.fail([slot], self._excuse(error))
         if refused:
             plan = plan.without(refused)
-        rounds: Begun | None = None
+        call: Begun | None = None
         began = time.monotonic()
         try:
             for slot, source in plan.forks:
                 self._decoder.fork(source, slot)
             if plan.drafts or plan.chunks:
-                rounds = self._decoder.begin(
+                call = self._decoder.begin(
                     plan.drafts, plan.chunks, plan.lookups, plan.rounds, plan.span_s, plan.p_min
                 )
         except Exception as error:
@@ -246,15 +246,15 @@ class Engine:
             message = self._excuse(error)
             deliveries += self._scheduler.fail([*forked, *plan.drafts, *plan.chunks], message)
             return None
-        return _Begun(plan, rounds, began)
+        return _Begun(plan, call, began)
 
     def _take(self, begun: _Begun) -> Deliveries:
         """Waits for what a round gave, and has it distributed."""
-        plan, rounds, results = begun.plan, begun.rounds, {}
+        plan, call, results = begun.plan, begun.call, {}
         try:
-            if rounds is not None:
-                results = rounds.read()
-                self._rounds += rounds.rounds
+            if call is not None:
+                results = call.read()
+                self._rounds += call.rounds
                 self._failures = 0
         except Exception as error:
             return self._scheduler.fail_round(plan, self._excuse(error))
@@ -262,11 +262,11 @@ class Engine:
         # what the host does between rounds is a part of what they cost
         whole = now - self._busy_since if self._busy_since else None
         elapsed: tuple[float, ...] = ()
-        if rounds is not None:
+        if call is not None:
             # of a round begun ahead counts what it took alone
             seconds = now - max(begun.began, self._busy_since)
-            each = (whole or seconds) / rounds.rounds
-            elapsed = self._decoder.elapsed or (each,) * rounds.rounds
+            each = (whole or seconds) / call.rounds
+            elapsed = self._decoder.elapsed or (each,) * call.rounds
             gone = self._scheduler.gone(plan) if self._decoder.ahead else ()
             spent, drafting = self._decoder.seconds, self._decoder.drafting
             consumes = bool(plan.chunks)

@@ -67,7 +67,7 @@ def build_decoder(
                 prophet, slots=slots, context=context, dtype=native_stack.cache_dtype(dtype)
             )
         run: RunRound = run_native_round
-        state = SlotState(slots, device, None)
+        state = SlotState(slots, device, keeps_noise=False)
     elif runs_on_graphs(kernels, device, dtype):
         from specdec.cuda_graph import CudaGraphs
 
@@ -131,7 +131,7 @@ def build_graph_decoder(
         drafter = build_triton_drafter(
             prophet, slots=all_slots, context=context, device=device, dtype=dtype
         )
-    state = SlotState(all_slots, device, None)
+    state = SlotState(all_slots, device, keeps_noise=False)
     rounds = GraphRounds(passes, drafter, state, TritonRule, draft_lengths, capture)
     return Decoder(
         passes,
@@ -142,7 +142,6 @@ def build_graph_decoder(
         run_round=rounds,
         state=state,
         ahead=True,
-        several=True,
     )
 
 

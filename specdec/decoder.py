@@ -78,8 +78,8 @@ class Decoder(Generic[Model]):
 
     `context` is the most bytes of prompt and output together.  `state` may have slots behind
     those, which nothing is opened in.  `ahead` tells that a round had better be begun before the
-    one before it is read, `several` that a call may run some.  With a function for
-    `Decoder.repeats` rounds are `in_core`: a call may run several, and look drafts up.
+    one before it is read.  With a function for `Decoder.repeats` rounds are `in_core`: they look
+    drafts up.
     """
 
     def __init__(
@@ -93,13 +93,11 @@ class Decoder(Generic[Model]):
         run_round: RunRound = run_round,
         state: SlotState | None = None,
         ahead: bool = False,
-        several: bool = False,
         repeats: Callable[[int], Mapping[Try, int]] | None = None,
     ) -> None:
         self.model, self.drafter = model, drafter
         self.run_round, self.ahead = run_round, ahead
         self.in_core, self._repeats = repeats is not None, repeats
-        self._several = several or self.in_core
         self.chunk = LONGEST_CHUNK * (CHUNKS_AHEAD if ahead else 1)
         """Prompt bytes that all slots together had better consume in a round at most."""
         self.slots, self.context, self.device = slots, context, device
@@ -199,9 +197,9 @@ class Decoder(Generic[Model]):
 
         Slots of `lookups` are looked through, and draft from their text where that matches and as
         many are wanted.  A row drafts no further than its last byte, whatever is asked.  Up to
-        `rounds` rounds are run (see `specdec.round.Round`) where a call may run several, and one
-        only where log-probabilities are wanted or, in the core, prompts are consumed.  The compiled
-        core omits drafts that, with all before them, are less likely than `p_min` to be kept.
+        `rounds` rounds are run (see `specdec.round.Round`), and one only where log-probabilities
+        are wanted or, in the core, prompts are consumed.  The compiled core omits drafts that, with
+        all before them, are less likely than `p_min` to be kept.
         """
         return self.begin(drafts, chunks, lookups, rounds, span_s, p_min)()
 
@@ -225,8 +223,7 @@ class Decoder(Generic[Model]):
         left = {slot: self._left(slot) for slot in drafts}
         decodes = [self._decode(slot, n, of.get(slot)) for slot, n in drafts.items() if left[slot]]
         prefills = [self._prefill(slot, size) for slot, size in (chunks or {}).items()]
-        alone = bool(prefills) and self.in_core
-        if alone or not self._several or any(row.alternatives >= 0 for row in decodes):
+        if (prefills and self.in_core) or any(row.alternatives >= 0 for row in decodes):
             rounds = 1
         rounds = max(1, min(rounds, MOST_ROUNDS, max(left.values(), default=1)))
         self._refill_noise(decodes)
@@ -312,7 +309,9 @@ class Decoder(Generic[Model]):
             self.state.refill_noise(
                 [decode.slot for decode in decodes],
                 [row.length for row in rows],
-                1 + max(decode.drafts for decode in decodes),
+                1
+                + max(decode.drafts for decode in decodes)
+                + max(row.unread * (1 + row.job.draft_length) for row in rows),
             )
 
 

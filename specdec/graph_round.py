@@ -104,7 +104,7 @@ class GraphRounds:
         """Of the last call, if all that it took the host was its rows' doing."""
         self._called, self._waited = 0.0, 0.0
         """When it came, and for how long it was waited for."""
-        self._arrivals: dict[Shape, Arrivals] = {}
+        self._arrivals = defaultdict[Shape, Arrivals](Arrivals)
         self._unread: deque[_Later] = deque()
         self._work: OrderedDict[Shape, Work] = OrderedDict()
 
@@ -198,8 +198,6 @@ class GraphRounds:
         shape = self.shape_of(rows)
         alike = shape in self._work and not work.prefills
         run = self._prepared(shape)
-        if shape not in self._arrivals:
-            self._arrivals[shape] = Arrivals()
         arrivals = self._arrivals[shape]
         self._inputs[shape.rows].send(
             [row.slot for row in rows],

@@ -87,8 +87,8 @@ class Prefill:
 class Round:
     """What is to be done, decoding up to `repeats` times.  The compiled core, which repeats nothing
     while prompts are consumed, goes on until a row ends, `span_s` seconds are over or the
-    `interrupt` is set; on CUDA so many rounds are begun, none behind the interrupt, and a row that
-    has ended idles in the others.
+    `interrupt` is set; on CUDA graphs so many rounds are begun, none behind the interrupt, and a
+    row that has ended idles in the others; torch's operations run one.
 
     Of a row's drafts the core leaves out those from the first on with which the chance that all
     are right, as the drafter sees it, falls below `p_min`; nothing that is looked up.

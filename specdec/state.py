@@ -6,8 +6,6 @@ only changes these tensors.  Knows nothing of requests' names, stop strings or q
 S slots, K positions of noise kept ahead.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -22,28 +20,28 @@ NOISE_AHEAD = 64
 class SlotState:
     """`length[i]` is m, the index of the last byte `last[i]`; `end[i]` the index to stop before.
 
-    `make_noise` gives noise [R, K, 256] for seeds [R] from positions [R] on; without it none is
-    kept, for rounds that make their own.
+    Without `keeps_noise` there is none here, for rounds that make their own.
     """
 
     def __init__(
         self,
         slots: int,
         device: torch.device,
-        make_noise: Callable[[Tensor, Tensor, int], Tensor] | None = gumbel_ahead,
+        *,
+        keeps_noise: bool = True,
     ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
 
         self.slots, self.device = slots, device
-        self._make_noise = make_noise
+        self._keeps_noise = keeps_noise
         self.length = zeros(slots)
         self.last = zeros(slots)
         self.end = zeros(slots)
         self.seed = zeros(slots)
         self.counts = zeros(slots, VOCAB_SIZE)
         self.sampling = SamplingRows.neutral(slots, device)
-        kept = (slots, NOISE_AHEAD if make_noise else 0, VOCAB_SIZE)
+        kept = (slots, NOISE_AHEAD if keeps_noise else 0, VOCAB_SIZE)
         self.noise = torch.zeros(kept, dtype=torch.float64, device=device)
         self.noise_start = zeros(slots)
         # the host's copy of noise_start, so that refilling needs no read from the device
@@ -69,7 +67,7 @@ class SlotState:
 
     def refill_noise(self, slots: list[int], lengths: list[int], width: int) -> None:
         """Makes noise for positions length+1..length+width of the slots be at hand."""
-        if self._make_noise is None:
+        if not self._keeps_noise:
             return
         stale = [
             (slot, length + 1)
@@ -87,7 +85,7 @@ class SlotState:
         # each aligned, whatever their number: kernels are compiled for what addresses divide by
         index, start = (part.clone() for part in table.to(self.device, non_blocking=True).T)
         self.noise_start[index] = start
-        self.noise[index] = self._make_noise(self.seed[index], start, NOISE_AHEAD)
+        self.noise[index] = gumbel_ahead(self.seed[index], start, NOISE_AHEAD)
 
     def noise_at(self, slots: Tensor, position: Tensor) -> Tensor:
         """Noise [..., 256] of slots and positions [...]."""

@@ -48,17 +48,10 @@ def graph_rounds_of(
     model: SlotModel, drafter: Drafter | None, slots: int, context: int, lengths: tuple[int, ...]
 ) -> Decoder[Any]:
     """Of a model and a drafter with a slot more than `slots`."""
-    state = SlotState(slots + 1, CPU, None)
+    state = SlotState(slots + 1, CPU, keeps_noise=False)
     rounds = GraphRounds(model, drafter, state, TorchStaticRule, lengths)
     return Decoder(
-        model,
-        drafter,
-        slots=slots,
-        context=context,
-        device=CPU,
-        run_round=rounds,
-        state=state,
-        several=True,
+        model, drafter, slots=slots, context=context, device=CPU, run_round=rounds, state=state
     )
 
 

@@ -56,6 +56,18 @@ def _assert_equal_to_base_alone(decoder: Decoder[Model], jobs: list[Job]) -> Non
         assert out.output == alone.output
 
 
+def test_rounds_that_are_begun_before_others_are_read_have_their_noise_at_hand() -> None:
+    decoder = tiny_decoder(torch.float64, slots=1, prophet=agreeing_prophet(tiny_model()))
+    job = Job(b"d", 150, SamplingParams(), 5, 16)
+    (expected,) = generate(decoder, [replace(job, draft_length=0)])
+    decoder.open(0, job)
+    output, begun = b"", [decoder.begin({0: 16})]
+    while len(output) < 110:  # two rounds more do not reach its end
+        begun.append(decoder.begin({0: 16}))
+        output += begun.pop(0)()[0].output
+    assert expected.output.startswith(output)
+
+
 @pytest.mark.parametrize("name", sorted(FILTERS))
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 1.5])
 def test_float64_batches_of_random_weights_equal_the_oracle(temperature: float, name: str) -> None:

@@ -158,7 +158,7 @@ def test_the_rule_is_that_of_torch() -> None:
     logits = logits.to(DEVICE)
     outcomes = []
     for make_rule in (TorchStaticRule, TritonRule):
-        state = SlotState(6, DEVICE, None)
+        state = SlotState(6, DEVICE, keeps_noise=False)
         for slot, params in enumerate(PARAMS):
             state.open(slot, b"abcd", 40 if slot else 5, params, slot, 3)
         state.counts[:5] = counts.to(DEVICE)

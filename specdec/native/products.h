@@ -10,8 +10,8 @@
 
 namespace specdec {
 
-// Whether weights, keys and values are asked for before they are needed.  AMD's processors, which alone
-// take pairs, fetch them sooner by themselves.
+// Whether weights, keys and values are asked for before they are needed.  AMD's processors, for which
+// pairs are taken, fetch them sooner by themselves.
 #if defined(SPECDEC_PAIRS)
 constexpr bool ASKS = false;
 #else
