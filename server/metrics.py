@@ -80,6 +80,18 @@ class Metrics:
         self.lookups_accepted = self._counter(
             "lookup_accepted_tokens", "Bytes accepted of those that were looked up in the text."
         )
+        self.parity_checks = self._counter(
+            "parity_checks",
+            "Requests that were decoded again by plain rounds, and compared.",
+            "mode",
+        )
+        self.parity_mismatches = self._counter(
+            "parity_mismatches", "Of these, those whose output was not the same.", "mode"
+        )
+        self.parity_skipped = self._counter(
+            "parity_skipped",
+            "Requests picked for that and not compared: cut short, failed, or too many waited.",
+        )
         self.rounds = self._counter(
             "request_rounds", "Passes of the model that wrote bytes, a row each.", "mode"
         )
@@ -107,7 +119,13 @@ class Metrics:
             self.rounds.labels(mode)
             self.written.labels(mode)
         for mode in _DRAFTING:
-            for counter in (self.drafts, self.drafted, self.accepted):
+            for counter in (
+                self.drafts,
+                self.drafted,
+                self.accepted,
+                self.parity_checks,
+                self.parity_mismatches,
+            ):
                 counter.labels(mode)
         for reason in _FORESEEN:
             self.rejections.labels(reason)

@@ -18,6 +18,7 @@ from server.ledger import Figures
 from server.mailbox import Mailbox
 from server.messages import EngineInfo, EngineStatus, Event, Progress, Submission
 from server.metrics import Metrics, RequestMeter
+from server.parity import ParityAudit
 from server.request_log import RequestLog, log_refusal
 from server.settings import Settings
 
@@ -66,6 +67,7 @@ class Service:
         )
         self._flights: dict[str, Flight] = {}
         self._mailbox: Mailbox | None = None
+        self._parity: ParityAudit | None = None
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -93,6 +95,9 @@ class Service:
             self.metrics.watch(engine.info, engine.status, engine.figures)
             self.loaded_at = int(time.time())
             self._engine = engine
+            self._parity = ParityAudit(
+                self.settings.parity_every, engine, self.metrics, self._letters(), self._idle_slot
+            )
 
     @property
     def loading(self) -> bool:
@@ -112,6 +117,8 @@ class Service:
 
         Whether nothing was left.  New requests have been refused since `draining` was set.
         """
+        if self._parity is not None:
+            self._parity.give_way()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_seconds):
                 await self._empty.wait()
@@ -175,6 +182,9 @@ class Service:
             raise Duplicate("a request of this id is in flight", "request_id")
         meters = [RequestMeter(self.metrics, submission) for submission in submissions]
         log = RequestLog(submissions, meters, prompts=self.settings.log_prompts)
+        parity = self._parity
+        assert parity is not None
+        followers = [parity.follow(submission) for submission in submissions]
 
         def observe(choice: int, event: Event) -> None:
             if not isinstance(event, Progress):
@@ -183,6 +193,10 @@ class Service:
                     self._land(request_id)
             meters[choice].observe(event)
             log.observe(event)
+            if (follow := followers[choice]) is not None:
+                follow(event)
+            if not isinstance(event, Progress):
+                parity.proceed()
 
         flight = Flight(
             len(submissions),
@@ -190,12 +204,20 @@ class Service:
             observe=observe,
             mailbox=self._letters(),
         )
+        if len(self._admission) + len(submissions) >= engine.info.max_batch:
+            parity.give_way()
         for choice, submission in enumerate(submissions):
             engine.submit(submission, flight.receiver(choice))
             self._admission.enter(submission.request_id, len(submission.prompt), time.monotonic())
         self._flights[request_id] = flight
         self._empty.clear()
         return flight
+
+    def _idle_slot(self) -> bool:
+        """Whether there is a slot that no request wants."""
+        if self.draining or self._engine is None or self.bereft:
+            return False
+        return len(self._admission) < self._engine.info.max_batch
 
     def _letters(self) -> Mailbox:
         if self._mailbox is None:

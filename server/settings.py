@@ -114,6 +114,12 @@ class Settings(BaseSettings):
     mode: Literal["base", "speculative", "auto"] = Field(
         default="auto", description="decode path of requests that do not name one"
     )
+    parity_every: int = Field(
+        default=1000,
+        ge=0,
+        description="of the requests in modes speculative and auto one in so many is decoded again "
+        "by plain rounds, in a slot that nobody needs, and compared; 0: none",
+    )
     max_waiting: int = Field(
         default=256, ge=0, description="requests that may wait for a slot; more are refused"
     )

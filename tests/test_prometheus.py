@@ -29,6 +29,7 @@ CONSTANT = {
     "specdec_model_info",
     "specdec_build_info",
     "specdec_exactness",
+    "specdec_parity_mismatches_total",
 }
 """Series that stay as they are while a server is well."""
 
@@ -119,6 +120,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     port, own = free_port(), free_port()
     url = f"http://127.0.0.1:{port}"
     flags = ["--port", str(port), "--device", "cpu", "--max-batch", "3", "--max-waiting", "2"]
+    flags += ["--parity-every", "5"]
     clean = {name: v for name, v in os.environ.items() if not name.startswith("SPECDEC_M")}
     prometheus = [
         tool("prometheus"),

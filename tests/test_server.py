@@ -55,7 +55,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     directory = tmp_path_factory.mktemp("tiny")
     model = tiny_model()
     save_checkpoint(directory, model, agreeing_prophet(model), torch.float32)
-    process, address = start(directory, "--dtype", "float64", "--max-batch", "4")
+    process, address = start(
+        directory, "--dtype", "float64", "--max-batch", "4", "--parity-every", "2"
+    )
     assert process.stderr is not None
     # read on, or the pipe fills and the server stands still
     reader = threading.Thread(target=process.stderr.read, daemon=True)
@@ -241,10 +243,13 @@ def test_a_drawn_seed_is_told_and_gives_the_same_bytes_again(url: str) -> None:
     assert httpx.post(f"{url}/generate", json=other).json()["bytes"] != first["bytes"]
 
 
-def running(url: str) -> float:
+def metric(url: str, name: str) -> float:
     lines = httpx.get(f"{url}/metrics").text.splitlines()
-    (line,) = [x for x in lines if x.startswith("specdec_num_requests_running{")]
-    return float(line.split()[1])
+    return sum(float(x.split()[1]) for x in lines if x.startswith(f"specdec_{name}{{"))
+
+
+def running(url: str) -> float:
+    return metric(url, "num_requests_running")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -390,3 +395,16 @@ def test_what_cannot_be_loaded_ends_the_server_with_the_file_in_its_last_line(
     assert process.returncode == 1
     assert b"model.safetensors" in errors
     assert b"Traceback" not in errors
+
+
+def test_requests_that_are_decoded_again_get_the_same_bytes(url: str) -> None:
+    """Those of all the tests before, too."""
+    before = metric(url, "parity_checks_total")
+    for index in range(20):
+        response = httpx.post(f"{url}/generate", json=body(1 + 3 * index))
+        assert response.json()["mode"] == "speculative"
+    deadline = time.monotonic() + 60
+    while metric(url, "parity_checks_total") < before + 10 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert metric(url, "parity_checks_total") >= before + 10
+    assert metric(url, "parity_mismatches_total") == 0
