@@ -249,14 +249,17 @@ template <class C> class Cache {
                     for (int q = 0; q < Q; ++q)
                         last.multiply(weights[q * row_ + steps], sums[q][2 * b], sums[q][2 * b + 1]);
                 }
+        int count = std::min(N * PAIR, head_ - part * PAIR);
 #pragma GCC unroll 8
         for (int q = 0; q < Q; ++q) {
-            alignas(64) float out[N * PAIR];
+            alignas(64) float last[N * PAIR];
+            float* out = outs[q] + part * PAIR;
+            float* to = count == N * PAIR ? out : last;
 #pragma GCC unroll 8
             for (int i = 0; i < 2 * N; ++i)
-                *reinterpret_cast<vf*>(out + i * LANES) =
+                *reinterpret_cast<vf*>(to + i * LANES) =
                     __builtin_convertvector(sums[q][i], vf) * scales[q];
-            std::copy_n(out, std::min(N * PAIR, head_ - part * PAIR), outs[q] + part * PAIR);
+            if (to == last) std::copy_n(last, count, out);
         }
     }
 

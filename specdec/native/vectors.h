@@ -104,18 +104,31 @@ inline void store(float* at, const float* x) { std::memcpy(at, x, PAIR * sizeof(
     return p * (vf)(((vu)n << 23) + 0x3f800000u);  // 2 to the power of -127 would be this 0
 }
 
-inline float sum(vf x) {  // halves, then halves of those: a fixed order
+// All lanes in one number by `of` two: halves, then halves of those, a fixed order.
+template <class Of> inline float fold(vf x, Of of) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    __m512d all = _mm512_castps_pd((__m512)x);
+    __m256 half = of((__m256)_mm512_castpd512_pd256(all), (__m256)_mm512_extractf64x4_pd(all, 1));
+#else
+    __m256 half = (__m256)x;
+#endif
+    __m128 four = of(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    four = of(four, _mm_movehl_ps(four, four));
+    return of(four, _mm_movehdup_ps(four))[0];
+#else
     float lanes[LANES];
     std::memcpy(lanes, &x, sizeof lanes);
     for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+        for (int i = 0; i < width; ++i) lanes[i] = of(lanes[i], lanes[i + width]);
     return lanes[0];
+#endif
 }
-
+inline float sum(vf x) {
+    return fold(x, [](auto a, auto b) { return a + b; });
+}
 inline float largest(vf x) {
-    float best = x[0];
-    for (int i = 1; i < LANES; ++i) best = std::max(best, x[i]);
-    return best;
+    return fold(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // x / rms(x) · weight, of `width` numbers; without a weight (null) 1.  `out` may be x.
