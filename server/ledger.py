@@ -6,6 +6,8 @@ reader does.  Plain Python, no clock, no tensors.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import add, sub
+from typing import NamedTuple
 
 from server.memory import GpuMemory
 from server.messages import Mode
@@ -31,7 +33,8 @@ class Figures:
 
     `draft_lengths` counts the rounds of rows in mode auto by how many drafts were verified.
     `decode_s` is what rounds took that only decoded, `base_s` what the same bytes would have by
-    plain rounds, as estimated from measured costs; both 0 where costs were not measured.
+    plain rounds at the same pace, as estimated from what drafts add to a round; both 0 where costs
+    were not measured.
     """
 
     phases: Mapping[str, Tally] = field(default_factory=_tallies)
@@ -47,6 +50,21 @@ class Figures:
     """The engine's process."""
 
 
+class _Decoded(NamedTuple):
+    """Of rounds of so many rows that only decoded: what they took, their number and in how many a
+    prophet drafted; of the rows, rounds of one each, bytes, drafts that a prophet made, rounds
+    with drafts that were looked up, and those drafts."""
+
+    seconds: float = 0.0
+    rounds: int = 0
+    drafting: int = 0
+    tries: int = 0
+    size: int = 0
+    made: int = 0
+    lookups: int = 0
+    looked_up: int = 0
+
+
 class Ledger:
     """One engine's rounds."""
 
@@ -56,9 +74,9 @@ class Ledger:
         self._draft, self._verify, self._prefill, self._accept, self._host = self._phases.values()
         self._lengths = [0] * (LONGEST_DRAFT + 1)
         self._decode_s = self._base_s = 0.0
-        self._bytes: dict[int, int] = {}
-        """Output by the number of rows that decoded beside one another."""
-        self._priced: dict[int, int] = {}
+        self._decoded: dict[int, _Decoded] = {}
+        """By the number of rows that decoded beside one another."""
+        self._priced: dict[int, _Decoded] = {}
 
     def enter(
         self,
@@ -88,6 +106,9 @@ class Ledger:
             if accept:  # a CUDA graph is one piece
                 self._accept.observe(accept / rounds, rounds)
             self._host.observe(max(0.0, host) / rounds, rounds)
+        lookups = looked_up = 0
+        # drafting is for all rows at once: where it is not told apart, each round has it
+        drafting = drafting or (rounds if any(r.drafted for r in results.values()) else 0)
         for slot in chosen:
             if slot in gone:
                 continue
@@ -97,21 +118,35 @@ class Ledger:
                 continue
             for tried, times in result.tally.items():
                 self._lengths[tried.drafted] += times
-        if self._costs and not consumes:
-            self._decode_s += sum(elapsed) if elapsed else seconds
-            rows = len(results)
-            size = sum(len(result.output) for slot, result in results.items() if slot not in gone)
-            self._bytes[rows] = self._bytes.get(rows, 0) + size
+                if tried.tier >= 0:
+                    lookups += times
+                    looked_up += times * tried.drafted
+        if self._costs and results and not consumes:
+            took = sum(elapsed) if elapsed else seconds
+            self._decode_s += took
+            made = tries = size = 0
+            for slot, result in results.items():
+                if slot not in gone:
+                    made += result.drafted
+                    tries += len(result.rounds)
+                    size += len(result.output)
+            if made == looked_up or len(results) == 1:  # a round's drafts are of one kind
+                drafting = max(0, drafting - lookups)
+            fresh = (took, rounds, drafting, tries, size, made - looked_up, lookups, looked_up)
+            before = self._decoded.get(len(results), _Decoded())
+            self._decoded[len(results)] = _Decoded(*map(add, before, fresh))
 
     def figures(
         self, per_byte: Mapping[Mode, Tally], places_held: int, gpu: GpuMemory | None, pid: int
     ) -> Figures:
         """From any thread, but always the same: prices what has come since the last call."""
         if self._costs:
-            for rows, size in self._bytes.copy().items():
-                fresh = size - self._priced.get(rows, 0)
-                self._base_s += fresh / rows * self._costs.seconds(rows, 0)
-                self._priced[rows] = size
+            for rows, decoded in self._decoded.copy().items():
+                before = self._priced.get(rows, _Decoded())
+                self._base_s += _base_seconds(
+                    self._costs, rows, _Decoded(*map(sub, decoded, before))
+                )
+                self._priced[rows] = decoded
         return Figures(
             {phase: tally.snapshot() for phase, tally in self._phases.items()},
             {mode: tally.snapshot() for mode, tally in per_byte.items()},
@@ -122,3 +157,21 @@ class Ledger:
             gpu,
             pid,
         )
+
+
+def _base_seconds(costs: RoundCosts, rows: int, decoded: _Decoded) -> float:
+    """What plain rounds would have taken for as many bytes.
+
+    They are held against those that there were: how much longer drafts make a round is known better
+    than what a machine's rounds take at the moment.
+    """
+    if not decoded.tries:
+        return 0.0
+    added = 0.0
+    if decoded.drafting:
+        made = decoded.made / (decoded.drafting * rows)
+        added += decoded.drafting / decoded.rounds * costs.added(rows, made)
+    if decoded.lookups:
+        length = round(decoded.looked_up / decoded.lookups)
+        added += decoded.lookups / decoded.rounds * costs.lookup_added(rows, length)
+    return decoded.seconds / (1 + added) * decoded.size / decoded.tries

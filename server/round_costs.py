@@ -82,6 +82,18 @@ class RoundCosts:
             1 + table.lately.at(table.drafting(rows, gamma if made is None else made))
         )
 
+    def added(self, rows: int, made: float) -> float:
+        """What so many drafts a row of a prophet's add to a round, in plain ones: as measured at
+        start, and as seen in calls that had plain rounds too.  Others tell as much of the
+        machine's pace as of drafts."""
+        table = self._kinds[False]
+        return table.truly.mean * table.drafting(rows, made)
+
+    def lookup_added(self, rows: int, length: int) -> float:
+        """The same of so many that are looked up for one of the rows."""
+        table = self._kinds[True]
+        return table.truly.mean * table.prices(rows)[length] / rows
+
     def p_min(self, rows: int) -> float:
         """The chance below which a draft is not worth its place in the pass: what that adds to a
         round, measured in plain ones, which give a byte.  As measured of what is looked up, if
@@ -177,7 +189,11 @@ class RoundCosts:
             if seen.count:
                 each = seen.seconds / seen.count / basis * (1 + held_up) - 1
                 each += held_up * len(plain) / drafting
-                table.lately.observe(seen.added / seen.count, each, seen.count)
+                measured = seen.added / seen.count
+                table.lately.observe(measured, each, seen.count)
+                if len(plain) >= self.AMONG and measured:
+                    longer = seen.seconds / seen.count / basis - 1
+                    table.truly.observe(max(0.0, longer / measured), seen.count)
 
 
 @dataclass
@@ -195,6 +211,8 @@ class _Table:
 
     KNOWN = 3.0
     """For so many rounds counts what was measured."""
+    TRULY = 500
+    """Rounds of which is remembered how far that was off."""
 
     def __init__(self, measured: Measured, growth: Measured, in_steps: bool = False) -> None:
         """`in_steps`: what drafts costs something even where it makes none."""
@@ -221,6 +239,8 @@ class _Table:
         """Both by rows and what is behind them."""
         points = [self.prices(rows)[gamma] for rows in self._rows for gamma in self.lengths[1:]]
         self.lately = _Line(points, self.KNOWN / max(1, len(points)))
+        self.truly = Lately(1.0, self.TRULY)
+        """What drafts add, against what they were measured to."""
 
     def plain(self, rows: int) -> float:
         """Seconds."""
@@ -333,12 +353,14 @@ class _Line:
 
 
 class Lately:
-    """The mean of what is seen again and again: of all, then of the last 60 or so."""
+    """The mean of what is seen again and again: of all, then of the last 60 or so.  What it begins
+    with, if anything, counts as if it had been seen `ENOUGH` times."""
 
-    ENOUGH, MEMORY = 8, 60
+    ENOUGH = 8
 
-    def __init__(self) -> None:
-        self.mean, self._rounds = 0.0, 0
+    def __init__(self, begin: float | None = None, memory: int = 60) -> None:
+        self.mean, self._rounds = begin or 0.0, self.ENOUGH if begin else 0
+        self._memory = memory
 
     @property
     def enough(self) -> bool:
@@ -348,7 +370,7 @@ class Lately:
         """So many rounds, one behind the other, had so much each."""
         if self.enough:  # rounds that something held up count like slow ones
             value = min(value, 2 * self.mean)
-        self._rounds = min(self._rounds + rounds, self.MEMORY)
+        self._rounds = min(self._rounds + rounds, self._memory)
         self.mean += (value - self.mean) * min(1.0, rounds / self._rounds)
 
 

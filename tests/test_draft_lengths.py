@@ -635,6 +635,19 @@ def test_a_machine_that_changes_its_pace_changes_no_price() -> None:
     assert costs.lookup_shares(1)[4] == pytest.approx(1.4, abs=0.05)
 
 
+def test_what_drafts_truly_add_is_seen_beside_plain_rounds_alone() -> None:
+    both = {(1, gamma): 1 + 0.1 * gamma for gamma in (0, 4, 8)}
+    costs = RoundCosts(both, {(1, gamma): 1 + 0.1 * gamma for gamma in (1, 4, 16)})
+    assert costs.added(1, 6) == pytest.approx(0.6)
+    for _ in range(300):  # at twice the pace, which is not the drafts' doing
+        costs.observe([(Try(4, 4),)] * 8, [2.8] * 8)
+    assert costs.added(1, 6) == pytest.approx(0.6)
+    for _ in range(300):
+        costs.observe([(Try(4, 4),), *[(PLAIN,)] * 4], [2 * 1.6, *[2.0] * 4])
+    assert costs.added(1, 6) == pytest.approx(0.9, rel=0.05)
+    assert costs.lookup_added(1, 4) == pytest.approx(0.4)
+
+
 def test_a_row_that_may_draft_less_than_the_others_takes_a_length_that_has_a_price() -> None:
     lengths = looking(lambda rows, gamma: rows * (1 + 0.01 * gamma), longest=16)
     lengths.enter(0, 16, 16)

@@ -60,14 +60,53 @@ def test_parts_of_several_rounds_in_one_call() -> None:
 
 def test_speed_up_is_what_plain_rounds_would_have_cost() -> None:
     ledger = Ledger(RoundCosts({(1, 0): 1.0, (1, 2): 1.5, (2, 0): 1.2, (2, 2): 1.8}))
-    ledger.enter({0: row(3)}, {}, False, 1.5, Seconds())
-    ledger.enter({0: row(3), 1: row(1)}, {}, False, 1.8, Seconds())
+    ledger.enter({0: row(3)}, {}, False, 1.5, Seconds(), drafting=1)
+    ledger.enter({0: row(3), 1: row(1)}, {}, False, 1.5, Seconds())  # a graph tells nothing
     ledger.enter({0: row(3)}, {}, True, 9.0, Seconds())  # consumed prompt too: not comparable
     for _ in range(2):  # nothing is priced twice
         figures = ledger.figures({}, 0, None, 1)
-        assert figures.decode_s == pytest.approx(3.3)
-        # three rounds of one row, and two of two rows that gave four bytes
+        assert figures.decode_s == pytest.approx(3.0)
+        # three rounds of one row, and two of two rows that gave four bytes, a draft each
         assert figures.base_s == pytest.approx(3 * 1.0 + 2 * 1.2)
+
+
+def test_base_is_held_against_rounds_at_their_own_pace() -> None:
+    costs = RoundCosts(
+        {(1, 0): 1.0, (1, 2): 1.5, (2, 0): 1.2, (2, 2): 1.8}, {(1, 4): 1.4, (2, 4): 1.8}
+    )
+    ledger = Ledger(costs)
+    each = (3.0,) * 4  # three times as long as when they were measured
+
+    def enter(*tries: tuple[Try, ...], drafting: int = 0) -> float:
+        """The speed-up of four rounds."""
+        before = ledger.figures({}, 0, None, 1)
+        rows = {
+            slot: RowResult(
+                b"x" * sum(1 + t.accepted for t in row),
+                sum(t.drafted for t in row),
+                sum(t.accepted for t in row),
+                ended=False,
+                tries=row,
+            )
+            for slot, row in enumerate(tries)
+        }
+        ledger.enter(rows, list(rows), False, 12.0, Seconds(), (), each, drafting)
+        after = ledger.figures({}, 0, None, 1)
+        return (after.base_s - before.base_s) / (after.decode_s - before.decode_s)
+
+    assert enter((PLAIN,) * 4) == pytest.approx(1)
+    assert enter((PLAIN,) * 4, (PLAIN,) * 4) == pytest.approx(1)
+    assert enter((Try(2, 1),) * 4, drafting=4) == pytest.approx(2 / 1.5)
+    # half of the rounds draft
+    assert enter((Try(2, 1), PLAIN) * 2, drafting=2) == pytest.approx(1.5 / 1.25)
+    # one of two rows does
+    assert enter((Try(2, 2),) * 4, (PLAIN,) * 4, drafting=4) == pytest.approx(2 / 1.25)
+    # what is looked up costs what that was measured to cost, and no prophet is asked
+    assert enter((Try(4, 4, 0), PLAIN) * 2, drafting=2) == pytest.approx(3 / 1.2)
+    lookups = enter((Try(4, 4, 0), PLAIN) * 2, (PLAIN,) * 4, drafting=2)
+    assert lookups == pytest.approx(2 / (1 + 0.5 * 0.5 / 2))
+    both = enter((Try(4, 4, 0), Try(2, 1)) * 2, drafting=4)
+    assert both == pytest.approx(3.5 / (1 + 0.5 * 0.4 + 0.5 * 0.5))
 
 
 def test_figures_stay_as_they_were() -> None:
@@ -91,5 +130,5 @@ def test_what_came_for_rows_that_have_left_is_nobodys() -> None:
     ledger = Ledger(costs)
     ledger.enter({0: row(3), 1: row(5)}, {0, 1}, False, 1.0, Seconds(), gone={1})
     figures = ledger.figures({}, 0, None, 1)
-    assert figures.base_s == 3 / 2 * 2.0
+    assert figures.base_s == 3 * 1.0
     assert sum(figures.draft_lengths) == 1
