@@ -84,14 +84,15 @@ template <class C> class Cache {
         }
     }
 
-    // `size` queries, TOGETHER at most, over each's first `places` of a text.
-    template <int Q = TOGETHER>
+    // `size` queries, TOGETHER at most, over each's first `places` of a text; what they get is kept as
+    // N says.
+    template <class N, int Q = TOGETHER>
     void attend(int64_t text, int size, const float* const* queries, const int* places,
-                float* const* outs, Scratch& scratch) const {
+                typename N::Kept* const* outs, Scratch& scratch) const {
         if constexpr (Q > 1)
-            if (size < Q) return attend<Q - 1>(text, size, queries, places, outs, scratch);
+            if (size < Q) return attend<N, Q - 1>(text, size, queries, places, outs, scratch);
         // at least eight sums hide the latency
-        constexpr int N = 4 * Q <= TOGETHER ? 4 : 2 * Q <= TOGETHER ? 2 : 1;
+        constexpr int B = 4 * Q <= TOGETHER ? 4 : 2 * Q <= TOGETHER ? 2 : 1;
         float scale = 1.0f / std::sqrt(float(head_)), scales[Q];
         Input* asked = scratch.queries.data();
         float* scores = scratch.scores.data();
@@ -107,8 +108,8 @@ template <class C> class Cache {
             }
         }
         int most = *std::max_element(places, places + Q), blocks = (most + PAIR - 1) / PAIR, b = 0;
-        for (; b + N <= blocks; b += N) score<Q, N>(text, asked, scales, scores, b);
-        if constexpr (N > 2)
+        for (; b + B <= blocks; b += B) score<Q, B>(text, asked, scales, scores, b);
+        if constexpr (B > 2)
             for (; b + 2 <= blocks; b += 2) score<Q, 2>(text, asked, scales, scores, b);
         for (; b < blocks; ++b) score<Q, 1>(text, asked, scales, scores, b);
         Input* weights;
@@ -127,10 +128,10 @@ template <class C> class Cache {
                 scales[q] = exponentials(own, blocks * PAIR, rounded);
         }
         int parts = width_ / PAIR, part = 0;
-        for (; part + N <= parts; part += N) weigh<Q, N>(text, most, weights, scales, outs, part);
-        if constexpr (N > 2)
-            for (; part + 2 <= parts; part += 2) weigh<Q, 2>(text, most, weights, scales, outs, part);
-        for (; part < parts; ++part) weigh<Q, 1>(text, most, weights, scales, outs, part);
+        for (; part + B <= parts; part += B) weigh<N, Q, B>(text, most, weights, scales, outs, part);
+        if constexpr (B > 2)
+            for (; part + 2 <= parts; part += 2) weigh<N, Q, 2>(text, most, weights, scales, outs, part);
+        for (; part < parts; ++part) weigh<N, Q, 1>(text, most, weights, scales, outs, part);
     }
 
    private:
@@ -230,36 +231,35 @@ template <class C> class Cache {
         return std::isfinite(all) ? size / sum(total) : NAN;
     }
 
-    // N parts of PAIR numbers, from `part` on, of the values of a text's first places weighed for Q queries.
-    template <int Q, int N>
-    void weigh(int64_t text, int places, const Input* weights, const float* scales, float* const* outs,
-               int part) const {
-        Sum sums[Q][2 * N];
+    // B parts of PAIR numbers, from `part` on, of the values of a text's first places weighed for Q queries.
+    template <class N, int Q, int B>
+    void weigh(int64_t text, int places, const Input* weights, const float* scales,
+               typename N::Kept* const* outs, int part) const {
+        Sum sums[Q][2 * B];
         size_t apart = size_t(width_) / PAIR * K::SIZE;
         const C* first = values(text) + part * K::SIZE;
         int steps = places / K::INPUTS;
-        add_up<K, Q, N>(first, K::SIZE, apart, steps, 16 / K::INPUTS * apart, weights, row_, sums);
+        add_up<K, Q, B>(first, K::SIZE, apart, steps, 16 / K::INPUTS * apart, weights, row_, sums);
         if constexpr (ROUNDED)
             if (places % 2)
 #pragma GCC unroll 8
-                for (int b = 0; b < N; ++b) {
+                for (int b = 0; b < B; ++b) {
                     K last(first + steps * apart + b * K::SIZE);
                     last.drop_second();  // of another text, perhaps no number: not even 0 times
 #pragma GCC unroll 8
                     for (int q = 0; q < Q; ++q)
                         last.multiply(weights[q * row_ + steps], sums[q][2 * b], sums[q][2 * b + 1]);
                 }
-        int count = std::min(N * PAIR, head_ - part * PAIR);
+        int count = std::min(B * PAIR, head_ - part * PAIR);
 #pragma GCC unroll 8
         for (int q = 0; q < Q; ++q) {
-            alignas(64) float last[N * PAIR];
-            float* out = outs[q] + part * PAIR;
-            float* to = count == N * PAIR ? out : last;
+            alignas(64) typename N::Kept last[B * PAIR / N::EACH];
+            typename N::Kept* out = outs[q] + part * PAIR / N::EACH;
+            typename N::Kept* to = count == B * PAIR ? out : last;
 #pragma GCC unroll 8
-            for (int i = 0; i < 2 * N; ++i)
-                *reinterpret_cast<vf*>(to + i * LANES) =
-                    __builtin_convertvector(sums[q][i], vf) * scales[q];
-            if (to == last) std::copy_n(last, count, out);
+            for (int i = 0; i < 2 * B; ++i)
+                N::keep(to, i * LANES, __builtin_convertvector(sums[q][i], vf) * scales[q]);
+            if (to == last) std::copy_n(last, count / N::EACH, out);
         }
     }
 

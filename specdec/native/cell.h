@@ -19,7 +19,7 @@ struct CellWeights {
 template <class W> class Cell {
    public:
     Cell(int width, const CellWeights& weights)
-        : width_(width), eps_(weights.eps), ld_(padded(width)), inner_ld_(padded(INNER * width)),
+        : width_(width), eps_(weights.eps), ld_(padded(width)), inner_ld_(padded(INNER * width) / Multiplied<W>::EACH),
           embedding_(weights.embedding, weights.embedding + size_t(256) * width),
           following_(weights.following, weights.following + 256 * 256) {
         gate_up_.pack(weights.gate_up, INNER * width, width);
@@ -42,11 +42,11 @@ template <class W> class Cell {
             normalize(seen, nullptr, eps_, width_, seen);
         }
         team.barrier();
-        Span out = share(gate_up_.blocks(), t, team.size());
-        gate_up_.run(seen_.data(), ld_, rows, gated_.data(), inner_ld_, out.begin, out.end);
+        gate_up_.run(seen_.data(), ld_, rows, gated_.data(), inner_ld_,
+                     share(gate_up_.blocks(), t, team.size()));
         team.barrier();
-        out = share(down_.blocks(), t, team.size());
-        down_.template run<true>(gated_.data(), inner_ld_, rows, seen_.data(), ld_, out.begin, out.end);
+        down_.template run<Into::ADDED>(gated_.data(), inner_ld_, rows, seen_.data(), ld_,
+                                        {share(down_.blocks(), t, team.size())});
         team.barrier();
         for (int r = mine.begin; r < mine.end; ++r)
             normalize(&seen_[size_t(r) * ld_], nullptr, eps_, width_, states + size_t(r) * width_);
@@ -59,7 +59,8 @@ template <class W> class Cell {
     int width_;
     float eps_;
     int ld_, inner_ld_;
-    std::vector<float> embedding_, following_, seen_, gated_;
+    std::vector<float> embedding_, following_, seen_;
+    std::vector<typename Linear<W>::Kept> gated_;
     Gated<W> gate_up_;
     Linear<W> down_;
 };

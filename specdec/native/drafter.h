@@ -91,9 +91,8 @@ template <class W> class Inputs {
 
     // Projections [rows, ld] of states [rows, D]; the threads of a team together.
     void project(Team& team, int t, int rows, const float* states, float* out) const {
-        Span blocks = share(projection_.blocks(), t, team.size());
-        projection_.template run<false>(states, model_width_, rows, out, ld(), blocks.begin,
-                                        blocks.end);
+        projection_.template run<Into::WRITTEN>(states, model_width_, rows, out, ld(),
+                                                {share(projection_.blocks(), t, team.size())});
     }
     const float* missing(int i) const { return &missing_[size_t(i) * width_]; }
     const float* embedding(int64_t byte) const { return &embedding_[byte * width_]; }

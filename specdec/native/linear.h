@@ -12,6 +12,10 @@ namespace specdec {
 
 constexpr int MOST_ROWS = SUMS / 2;  // of a tile
 
+// What becomes of a product: GATED ones are of a gate and of what it lets through in turns, LANES
+// numbers each.
+enum class Into { WRITTEN, ADDED, GATED };
+
 // y = x Wᵀ, the weights in blocks of PAIR outputs: [block][input][PAIR], where they are multiplied in
 // pairs [block][input / 2][PAIR][2].
 //
@@ -19,6 +23,7 @@ constexpr int MOST_ROWS = SUMS / 2;  // of a tile
 // float32.
 template <class W, class K = Multiplied<W>> class Linear {
    public:
+    typedef typename K::Kept Kept;
     void pack(const float* weight, int outputs, int inputs) {
         inputs_ = inputs;
         steps_ = (inputs + K::INPUTS - 1) / K::INPUTS;
@@ -50,16 +55,9 @@ template <class W, class K = Multiplied<W>> class Linear {
     }
     int blocks() const { return blocks_; }
 
-    // Outputs of blocks [from, to) for `rows` rows, written or added.
-    template <bool ADD>
-    void run(const float* x, int ldx, int rows, float* y, int ldy, int from, int to) const {
-        run<ADD>(x, ldx, rows, y, ldy, {{from, to}});
-    }
-
-    // The same for several spans of blocks; inputs are rounded once.
-    template <bool ADD>
-    void run(const float* x, int ldx, int rows, float* y, int ldy,
-             std::initializer_list<Span> spans) const {
+    // Outputs of spans of blocks for `rows` rows; inputs are rounded first.
+    template <Into INTO, class Y>
+    void run(const float* x, int ldx, int rows, Y* y, int ldy, std::initializer_list<Span> spans) const {
         if constexpr (K::INPUTS == 2) {
             thread_local std::vector<uint32_t> rounded;
             thread_local std::vector<float> sizes;
@@ -75,11 +73,19 @@ template <class W, class K = Multiplied<W>> class Linear {
                     K::round(row, inputs_, out);
             }
             Inputs inputs{rounded.data(), ld, sizes.data()};
-            for (Span span : spans) blocks<ADD>(inputs, rows, y, ldy, span.begin, span.end);
+            for (Span span : spans) blocks<INTO>(inputs, rows, y, ldy, span.begin, span.end);
         } else {
             Inputs inputs{x, ldx, nullptr};
-            for (Span span : spans) blocks<ADD>(inputs, rows, y, ldy, span.begin, span.end);
+            for (Span span : spans) blocks<INTO>(inputs, rows, y, ldy, span.begin, span.end);
         }
+    }
+
+    // The same of inputs that were kept as they are multiplied.
+    template <Into INTO, class Y>
+        requires(K::EACH == K::INPUTS && K::EACH > 1)
+    void run(const Kept* x, int ldx, int rows, Y* y, int ldy, std::initializer_list<Span> spans) const {
+        Inputs inputs{x, ldx, nullptr};
+        for (Span span : spans) blocks<INTO>(inputs, rows, y, ldy, span.begin, span.end);
     }
 
    private:
@@ -95,49 +101,67 @@ template <class W, class K = Multiplied<W>> class Linear {
     W* at(int block) { return data_.data() + size_t(block) * steps_ * K::SIZE; }
     const W* at(int block) const { return data_.data() + size_t(block) * steps_ * K::SIZE; }
 
-    template <bool ADD>
-    void blocks(const Inputs& inputs, int rows, float* y, int ldy, int from, int to) const {
+    template <Into INTO, class Y>
+    void blocks(const Inputs& inputs, int rows, Y* y, int ldy, int from, int to) const {
         // few rows: several blocks at once, or the sums would wait for one another
         if (rows == 1) {
-            for (; from + 4 <= to; from += 4) tile<1, 4, ADD>(inputs, y, ldy, from);
-            if (to - from == 3) return tile<1, 3, ADD>(inputs, y, ldy, from);
-            if (to - from == 2) return tile<1, 2, ADD>(inputs, y, ldy, from);
+            for (; from + 4 <= to; from += 4) tile<1, 4, INTO>(inputs, y, ldy, from);
+            if (to - from == 3) return tile<1, 3, INTO>(inputs, y, ldy, from);
+            if (to - from == 2) return tile<1, 2, INTO>(inputs, y, ldy, from);
         } else if (rows == 2) {
-            for (; from + 2 <= to; from += 2) tile<2, 2, ADD>(inputs, y, ldy, from);
+            for (; from + 2 <= to; from += 2) tile<2, 2, INTO>(inputs, y, ldy, from);
         } else if (rows == 3 && SUMS > 3 * 4) {
-            for (; from + 2 <= to; from += 2) tile<3, 2, ADD>(inputs, y, ldy, from);
+            for (; from + 2 <= to; from += 2) tile<3, 2, INTO>(inputs, y, ldy, from);
         }
         int tiles = (rows + MOST_ROWS - 1) / MOST_ROWS;  // of nearly as many rows each
         for (; from < to; ++from)
             for (int t = 0, row = 0, end; t < tiles; ++t, row = end) {
                 end = rows * (t + 1) / tiles;
-                some<ADD>(end - row, inputs.from(row), y + size_t(row) * ldy, ldy, from);
+                some<INTO>(end - row, inputs.from(row), y + size_t(row) * ldy, ldy, from);
             }
     }
 
-    template <bool ADD, int R = MOST_ROWS>
-    void some(int rows, const Inputs& inputs, float* y, int ldy, int block) const {
+    template <Into INTO, int R = MOST_ROWS, class Y>
+    void some(int rows, const Inputs& inputs, Y* y, int ldy, int block) const {
         if constexpr (R > 1)
-            if (rows < R) return some<ADD, R - 1>(rows, inputs, y, ldy, block);
-        tile<R, 1, ADD>(inputs, y, ldy, block);
+            if (rows < R) return some<INTO, R - 1>(rows, inputs, y, ldy, block);
+        tile<R, 1, INTO>(inputs, y, ldy, block);
     }
 
-    template <int R, int B, bool ADD>
-    void tile(const Inputs& inputs, float* y, int ldy, int block) const {
+    template <int R, int B, Into INTO, class Y>
+    void tile(const Inputs& inputs, Y* y, int ldy, int block) const {
         typename K::Sum sums[R][2 * B];
         add_up<K, R, B>(at(block), size_t(steps_) * K::SIZE, K::SIZE, steps_, AHEAD / K::INPUTS * K::SIZE,
                         inputs.x, size_t(inputs.ld), sums);
+        vf gated[INTO == Into::GATED ? R : 1][2 * B];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
             for (int i = 0; i < 2 * B; ++i) {
                 int at = block * PAIR + i * LANES;
-                vf* out = reinterpret_cast<vf*>(y + size_t(r) * ldy + at);
-                vf value = __builtin_convertvector(sums[r][i], vf);
-                if constexpr (K::LARGEST > 0) value *= *reinterpret_cast<const vf*>(&sizes_[at]);
-                if constexpr (K::IN_STEPS) value *= inputs.sizes[r];
-                *out = ADD ? *out + value : value;
+                vf value = product(sums[r][i], inputs, r, at);
+                if constexpr (INTO == Into::GATED) {
+                    gated[r][i] = value;
+                } else {
+                    vf* out = reinterpret_cast<vf*>(y + size_t(r) * ldy + at);
+                    *out = INTO == Into::ADDED ? *out + value : value;
+                }
             }
+        if constexpr (INTO == Into::GATED) {
+            // a loop of its own, or its constants take registers from the sums
+            asm volatile("" : : "r"(gated) : "memory");
+            for (int r = 0; r < R; ++r)
+#pragma GCC unroll 1
+                for (int b = 0; b < B; ++b)
+                    K::keep(y + size_t(r) * ldy, (block + b) * LANES, swiglu(gated[r][2 * b], gated[r][2 * b + 1]));
+        }
+    }
+    // Of row r and the outputs from `at` on.
+    [[gnu::always_inline]] vf product(typename K::Sum sum, const Inputs& inputs, int r, int at) const {
+        vf value = __builtin_convertvector(sum, vf);
+        if constexpr (K::LARGEST > 0) value *= *reinterpret_cast<const vf*>(&sizes_[at]);
+        if constexpr (K::IN_STEPS) value *= inputs.sizes[r];
+        return value;
     }
 
     int inputs_ = 0, steps_ = 0, blocks_ = 0;
@@ -149,34 +173,27 @@ template <class W, class K = Multiplied<W>> class Linear {
 // silu(gate x) · up x.
 template <class W> class Gated {
    public:
+    typedef typename Linear<W>::Kept Kept;
+
     // Rows of both matrices, [2 F, D]: those of the gate first.
     void pack(const float* gate_up, int outputs, int inputs) {
-        blocks_ = padded(outputs) / PAIR;
-        // a block of the gate's, then one of the other's
-        std::vector<float> both(size_t(2) * blocks_ * PAIR * inputs, 0.0f);
+        int parts = padded(outputs) / LANES;
+        // LANES rows of the gate's, then as many of the other's
+        std::vector<float> both(size_t(parts) * PAIR * inputs, 0.0f);
         for (int n = 0; n < 2 * outputs; ++n) {
-            int of = n % outputs, to = (2 * (of / PAIR) + n / outputs) * PAIR + of % PAIR;
+            int of = n % outputs, to = of / LANES * PAIR + n / outputs * LANES + of % LANES;
             std::copy_n(gate_up + size_t(n) * inputs, inputs, &both[size_t(to) * inputs]);
         }
-        linear_.pack(both.data(), 2 * blocks_ * PAIR, inputs);
+        linear_.pack(both.data(), parts * PAIR, inputs);
     }
-    int blocks() const { return blocks_; }
+    int blocks() const { return linear_.blocks(); }
 
-    // Outputs of blocks [from, to) for `rows` rows.
-    void run(const float* x, int ldx, int rows, float* y, int ldy, int from, int to) const {
-        thread_local std::vector<float> both;
-        int ld = 2 * (to - from) * PAIR;
-        if (both.size() < size_t(rows) * ld) both.resize(size_t(rows) * ld);
-        linear_.template run<false>(x, ldx, rows, both.data() - 2 * from * PAIR, ld, 2 * from, 2 * to);
-        for (int r = 0; r < rows; ++r)
-            for (int b = 0; b < to - from; ++b) {
-                const float* gate = &both[size_t(r) * ld + size_t(2 * b) * PAIR];
-                swiglu(gate, gate + PAIR, PAIR, y + size_t(r) * ldy + (from + b) * PAIR);
-            }
+    // Blocks [from, to) of LANES outputs each for `rows` rows, as they are multiplied next.
+    template <class X> void run(const X* x, int ldx, int rows, Kept* y, int ldy, Span span) const {
+        linear_.template run<Into::GATED>(x, ldx, rows, y, ldy, {span});
     }
 
    private:
-    int blocks_ = 0;
     Linear<W> linear_;
 };
 

@@ -1,5 +1,8 @@
 // Ways to multiply packed weights: how PAIR outputs are kept for INPUTS inputs at a time.
 //
+// Inputs that one thread writes for others to multiply are kept as it says, EACH numbers in one
+// (Plain in vectors.h).
+//
 // With LARGEST, weights are kept in steps of which an output's largest one has so many, and IN_STEPS
 // says whether inputs are in steps too: of a size for each row, so small as the sums' 31 bits allow.
 // Sums of steps are exact whatever their order.
@@ -19,7 +22,7 @@ constexpr bool ASKS = true;
 #endif
 
 // In float32.
-template <class W> struct Weights {
+template <class W> struct Weights : Plain {
     typedef float Input;
     typedef vf Sum;
     static constexpr int INPUTS = 1, SIZE = stride<W>(), LARGEST = 0;
@@ -44,8 +47,9 @@ template <class W> struct Weights {
 // Pairs of bfloat16: inputs are rounded to it, sums are float32.
 struct Pairs {
     typedef uint32_t Input;
+    typedef uint32_t Kept;
     typedef vf Sum;
-    static constexpr int INPUTS = 2, SIZE = PAIR, LARGEST = 0;
+    static constexpr int INPUTS = 2, EACH = 2, SIZE = PAIR, LARGEST = 0;
     static constexpr bool IN_STEPS = false;
 
     static void put(uint32_t* at, int output, int input, float value) {
@@ -65,6 +69,11 @@ struct Pairs {
         first = (__m512bh)((vi)first & 0xffff);
         second = (__m512bh)((vi)second & 0xffff);
     }
+    static void keep(uint32_t* row, int i, vf x) {
+        __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)x);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + i / 2), half);
+    }
+    static void keep(uint32_t* row, int i, const float* x, int count) { round(x, count, row + i / 2); }
     // `count` numbers to bfloat16, in order; what the last vector lacks is 0.
     static void round(const float* x, int count, uint32_t* out) {
         for (; count > 0; count -= LANES, x += LANES, out += LANES / 2) {
@@ -123,8 +132,8 @@ inline void to_integers(vf first, vf second, int16_t* out) {
 }
 #endif
 
-// Pairs of 16-bit integers.
-struct Integers {
+// Pairs of 16-bit integers; what is multiplied is in steps of a row's own, so kept as it is.
+struct Integers : Plain {
     typedef uint32_t Input;
     typedef vi Sum;
     static constexpr int INPUTS = 2, SIZE = PAIR, LARGEST = 2047;

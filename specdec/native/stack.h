@@ -47,9 +47,9 @@ template <class W, class V, class C> class StackOf : public Stack {
    public:
     StackOf(const Shape& s, float eps) : s_(s), eps_(eps), blocks_(s.layers) {
         qkv_ld_ = padded(int((s.heads + 2 * s.kv_heads) * s.head));
-        mixed_ld_ = int(s.heads * s.head);
         width_ld_ = padded(int(s.width));
-        ff_ld_ = padded(int(s.feed_forward));
+        mixed_ld_ = int(s.heads * s.head) / K::EACH;
+        ff_ld_ = padded(int(s.feed_forward)) / K::EACH;
         cache_ = Cache<C>(s.layers * s.slots * s.kv_heads, int(s.places), int(s.head));
     }
 
@@ -90,11 +90,25 @@ template <class W, class V, class C> class StackOf : public Stack {
     }
 
     void score(int t, int threads, int rows, const float* x, int ldx, float* logits) const override {
-        Span out = share(head_.blocks(), t, threads);
-        head_.template run<false>(x, ldx, rows, logits, int(s_.vocabulary), out.begin, out.end);
+        head_.template run<Into::WRITTEN>(x, ldx, rows, logits, int(s_.vocabulary),
+                                          {share(head_.blocks(), t, threads)});
     }
 
    private:
+    typedef Multiplied<W> K;
+    typedef typename K::Kept Kept;
+
+    // Normed rows, and those that a thread norms for itself alone.
+    template <class N> struct Normed {
+        std::vector<typename N::Kept> all;
+        std::vector<std::vector<typename N::Kept>> own;
+
+        void reserve(int rows, int threads, int ld) {
+            all.assign(size_t(rows) * ld / N::EACH, 0);
+            own.assign(threads, {});
+            for (auto& some : own) some.assign(size_t(FEW) * ld / N::EACH, 0);
+        }
+    };
     struct Block {
         std::vector<float> attention_norm, ff_norm;
         Linear<W> qkv, output, down;
@@ -109,13 +123,12 @@ template <class W, class V, class C> class StackOf : public Stack {
         if (rows <= reserved_ && threads <= int(scratch_.size())) return;
         rows = reserved_ = std::max(rows, reserved_);
         x_.assign(size_t(rows) * width_ld_, 0);
-        normed_.assign(size_t(rows) * width_ld_, 0);
+        normed_.reserve(rows, threads, width_ld_);
+        last_.reserve(rows, threads, width_ld_);
         qkv_.assign(size_t(rows) * qkv_ld_, 0);
         mixed_.assign(size_t(rows) * mixed_ld_, 0);
         gated_.assign(size_t(rows) * ff_ld_, 0);
         scratch_.assign(threads, cache_.scratch());
-        own_normed_.resize(threads);
-        for (auto& normed : own_normed_) normed.assign(size_t(FEW) * width_ld_, 0);
     }
 
     void turn(float* __restrict x, const float* __restrict cos, const float* __restrict sin) const {
@@ -152,14 +165,14 @@ template <class W, class V, class C> class StackOf : public Stack {
         while (from < to) {
             int size = std::min(TOGETHER, to - from), places[TOGETHER];
             const float* query[TOGETHER];
-            float* out[TOGETHER];
+            Kept* out[TOGETHER];
             for (int q = 0; q < size; ++q) {
                 int row = first + (from + q) / groups, which = h * groups + (from + q) % groups;
                 query[q] = &qkv_[size_t(row) * qkv_ld_ + which * head];
-                out[q] = &mixed_[size_t(row) * mixed_ld_ + which * head];
+                out[q] = &mixed_[size_t(row) * mixed_ld_ + which * head / K::EACH];
                 places[q] = int(index[row]) + 1;
             }
-            cache_.attend(text(layer, slot[first], h), size, query, places, out, scratch_[t]);
+            cache_.template attend<K>(text(layer, slot[first], h), size, query, places, out, scratch_[t]);
             from += size;
         }
     }
@@ -182,13 +195,13 @@ template <class W, class V, class C> class StackOf : public Stack {
     }
 
     // Queries, keys and values of the key-value heads `own`, all of them written by one thread.
-    void project_heads(const Block& b, Span own, int rows, const float* normed) {
+    void project_heads(const Block& b, Span own, int rows, const Kept* normed) {
         int blocks = int(s_.head) / PAIR, groups = int(s_.heads / s_.kv_heads);
         auto behind = [&](int64_t heads, int each) {
             return Span{int(heads + own.begin * each) * blocks, int(heads + own.end * each) * blocks};
         };
-        b.qkv.template run<false>(
-            normed, width_ld_, rows, qkv_.data(), qkv_ld_,
+        b.qkv.template run<Into::WRITTEN>(
+            normed, width_ld_ / K::EACH, rows, qkv_.data(), qkv_ld_,
             {behind(0, groups), behind(s_.heads, 1), behind(s_.heads + s_.kv_heads, 1)});
     }
 
@@ -201,26 +214,27 @@ template <class W, class V, class C> class StackOf : public Stack {
         bool by_head = kv_heads % threads == 0 && s_.head % PAIR == 0, alone = rows <= FEW;
         Span own = by_head ? share(kv_heads, t, threads) : Span{0, 0};
         Span mine = share(rows, t, threads);
-        float* normed = alone ? own_normed_[t].data() : normed_.data();
-        auto norm = [&](const std::vector<float>& weight) {
+        auto norm = [&]<class N>(Normed<N>& normed, const std::vector<float>& weight) {
+            typename N::Kept* to = alone ? normed.own[t].data() : normed.all.data();
             Span which = alone ? Span{0, rows} : mine;
             for (int r = which.begin; r < which.end; ++r)
-                normalize(&x_[size_t(r) * width_ld_], weight.data(), eps_, width,
-                          normed + size_t(r) * width_ld_);
+                normalize<N>(&x_[size_t(r) * width_ld_], weight.data(), eps_, width,
+                             to + size_t(r) * width_ld_ / N::EACH);
             if (!alone) team.barrier();
+            return to;
         };
         for (int r = mine.begin; r < mine.end; ++r)
             std::copy_n(input + size_t(r) * width, width, x_.data() + size_t(r) * width_ld_);
         if (alone) team.barrier();
         for (int layer = 0; layer < s_.layers; ++layer) {
             const Block& b = blocks_[layer];
-            norm(b.attention_norm);
+            const Kept* normed = norm(normed_, b.attention_norm);
             if (by_head) {
                 project_heads(b, own, rows, normed);
                 arrange(t, {own.begin * rows, own.end * rows}, layer, rows, slot, position, index);
             } else {
-                Span out = share(b.qkv.blocks(), t, threads);
-                b.qkv.template run<false>(normed, width_ld_, rows, qkv_.data(), qkv_ld_, out.begin, out.end);
+                b.qkv.template run<Into::WRITTEN>(normed, width_ld_ / K::EACH, rows, qkv_.data(), qkv_ld_,
+                                                  {share(b.qkv.blocks(), t, threads)});
                 team.barrier();
                 arrange(t, share(rows * kv_heads, t, threads), layer, rows, slot, position, index);
                 team.barrier();
@@ -231,22 +245,21 @@ template <class W, class V, class C> class StackOf : public Stack {
             }
             attend_rows(t, threads, layer, rows, own, slot, index);
             team.barrier();
-            Span out = share(b.output.blocks(), t, threads);
-            b.output.template run<true>(mixed_.data(), mixed_ld_, rows, x_.data(), width_ld_, out.begin,
-                                        out.end);
+            b.output.template run<Into::ADDED>(mixed_.data(), mixed_ld_, rows, x_.data(), width_ld_,
+                                               {share(b.output.blocks(), t, threads)});
             team.barrier();
-            norm(b.ff_norm);
-            out = share(b.gate_up.blocks(), t, threads);
-            b.gate_up.run(normed, width_ld_, rows, gated_.data(), ff_ld_, out.begin, out.end);
+            normed = norm(normed_, b.ff_norm);
+            b.gate_up.run(normed, width_ld_ / K::EACH, rows, gated_.data(), ff_ld_,
+                          share(b.gate_up.blocks(), t, threads));
             team.barrier();
-            out = share(b.down.blocks(), t, threads);
-            b.down.template run<true>(gated_.data(), ff_ld_, rows, x_.data(), width_ld_, out.begin, out.end);
+            b.down.template run<Into::ADDED>(gated_.data(), ff_ld_, rows, x_.data(), width_ld_,
+                                             {share(b.down.blocks(), t, threads)});
             team.barrier();
         }
-        norm(norm_);
+        const float* last = norm(last_, norm_);
         for (int r = mine.begin; r < mine.end; ++r)
-            std::copy_n(normed + size_t(r) * width_ld_, width, hidden + size_t(r) * width);
-        score(t, threads, scored, normed, width_ld_, logits);
+            std::copy_n(last + size_t(r) * width_ld_, width, hidden + size_t(r) * width);
+        score(t, threads, scored, last, width_ld_, logits);
     }
 
     Shape s_;
@@ -256,9 +269,11 @@ template <class W, class V, class C> class StackOf : public Stack {
     std::vector<float> norm_, cos_, sin_;
     Linear<V, Weights<V>> head_;
     Cache<C> cache_;
-    std::vector<float> x_, normed_, qkv_, mixed_, gated_;
+    std::vector<float> x_, qkv_;
+    Normed<K> normed_;
+    Normed<Plain> last_;
+    std::vector<Kept> mixed_, gated_;
     std::vector<typename Cache<C>::Scratch> scratch_;  // of each thread
-    std::vector<std::vector<float>> own_normed_;
 };
 
 }  // namespace specdec

@@ -131,8 +131,18 @@ inline float largest(vf x) {
     return fold(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
-// x / rms(x) · weight, of `width` numbers; without a weight (null) 1.  `out` may be x.
-inline void normalize(const float* x, const float* weight, float eps, int width, float* out) {
+// Numbers as they are, side by side in a row.
+struct Plain {
+    typedef float Kept;
+    static constexpr int EACH = 1;  // numbers in one that is kept
+
+    static void keep(float* row, int i, vf x) { *reinterpret_cast<vf*>(row + i) = x; }
+    static void keep(float* row, int i, const float* x, int count) { std::copy_n(x, count, row + i); }
+};
+
+// x / rms(x) · weight, of `width` numbers, kept as N says; without a weight (null) 1.  `out` may be x.
+template <class N = Plain>
+inline void normalize(const float* x, const float* weight, float eps, int width, typename N::Kept* out) {
     auto at = [](const float* from) { return *reinterpret_cast<const vf*>(from); };
     constexpr int SIDE = 4;  // by side, or each sum would wait for the one before it
     int i = 0;
@@ -145,18 +155,15 @@ inline void normalize(const float* x, const float* weight, float eps, int width,
     float scale = 1.0f / std::sqrt(total / float(width) + eps);
     for (i = 0; i + LANES <= width; i += LANES) {
         vf scaled = at(x + i) * scale;
-        *reinterpret_cast<vf*>(out + i) = weight ? scaled * at(weight + i) : scaled;
+        N::keep(out, i, weight ? scaled * at(weight + i) : scaled);
     }
-    for (; i < width; ++i) out[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
+    float last[LANES];
+    for (int k = i; k < width; ++k) last[k - i] = weight ? x[k] * scale * weight[k] : x[k] * scale;
+    if (i < width) N::keep(out, i, last, width - i);
 }
 
-// out = silu(gate) · up, of `count` numbers, a multiple of LANES.
-inline void swiglu(const float* gate, const float* up, int count, float* out) {
-    for (int i = 0; i < count; i += LANES) {
-        vf g = *reinterpret_cast<const vf*>(gate + i);
-        *reinterpret_cast<vf*>(out + i) = g / (vexp(-g) + 1.0f) * *reinterpret_cast<const vf*>(up + i);
-    }
-}
+// silu(gate) · up.
+[[gnu::always_inline]] inline vf swiglu(vf gate, vf up) { return gate / (vexp(-gate) + 1.0f) * up; }
 
 // Memory for what is streamed through, on huge pages where the system gives them.
 template <class T> class Buffer {
