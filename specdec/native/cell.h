@@ -19,7 +19,8 @@ struct CellWeights {
 template <class W> class Cell {
    public:
     Cell(int width, const CellWeights& weights)
-        : width_(width), eps_(weights.eps), ld_(padded(width)), inner_ld_(padded(INNER * width) / Multiplied<W>::EACH),
+        : width_(width), eps_(weights.eps), ld_(padded(width)),
+          inner_ld_(padded(INNER * width) / Multiplied<W>::EACH),
           embedding_(weights.embedding, weights.embedding + size_t(256) * width),
           following_(weights.following, weights.following + 256 * 256) {
         gate_up_.pack(weights.gate_up, INNER * width, width);

@@ -24,6 +24,7 @@ enum class Into { WRITTEN, ADDED, GATED };
 template <class W, class K = Multiplied<W>> class Linear {
    public:
     typedef typename K::Kept Kept;
+
     void pack(const float* weight, int outputs, int inputs) {
         inputs_ = inputs;
         steps_ = (inputs + K::INPUTS - 1) / K::INPUTS;
@@ -153,7 +154,8 @@ template <class W, class K = Multiplied<W>> class Linear {
             for (int r = 0; r < R; ++r)
 #pragma GCC unroll 1
                 for (int b = 0; b < B; ++b)
-                    K::keep(y + size_t(r) * ldy, (block + b) * LANES, swiglu(gated[r][2 * b], gated[r][2 * b + 1]));
+                    K::keep(y + size_t(r) * ldy, (block + b) * LANES,
+                            swiglu(gated[r][2 * b], gated[r][2 * b + 1]));
         }
     }
     // Of row r and the outputs from `at` on.

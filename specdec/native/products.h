@@ -1,7 +1,7 @@
 // Ways to multiply packed weights: how PAIR outputs are kept for INPUTS inputs at a time.
 //
-// Inputs that one thread writes for others to multiply are kept as it says, EACH numbers in one
-// (Plain in vectors.h).
+// Rows that are written for a product's inputs lie as `keep` puts them, EACH numbers in one: rounded
+// already where a number's rounding hangs on nothing else.
 //
 // With LARGEST, weights are kept in steps of which an output's largest one has so many, and IN_STEPS
 // says whether inputs are in steps too: of a size for each row, so small as the sums' 31 bits allow.

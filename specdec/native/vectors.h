@@ -131,7 +131,7 @@ inline float largest(vf x) {
     return fold(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
-// Numbers as they are, side by side in a row.
+// Numbers as they are, side by side in a row: one way to keep them (products.h has another).
 struct Plain {
     typedef float Kept;
     static constexpr int EACH = 1;  // numbers in one that is kept
