@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.decode import load_prompts, measure
 from bench.host import engine_speed
 from bench.report import machine, quartiles, write_json
-from bench.served import asked_checkpoint
+from bench.served import add_checkpoint, asked_checkpoint
 from specdec.build import Model, build_decoder
 from specdec.checkpoint import load_model, load_prophet
 from specdec.decoder import Decoder, Job, generate, run_rounds
@@ -135,8 +135,7 @@ def transformers_speed(
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.cuda", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/default"))
-    parser.add_argument("--random", action="store_true", help="random weights, 512 wide, 10 layers")
+    add_checkpoint(parser)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 256])
     parser.add_argument("--draft-length", type=int, nargs="+", default=[3, 5, 8])
     parser.add_argument("--tokens", type=int, default=200)
@@ -148,7 +147,7 @@ def main(arguments: list[str]) -> int:
         print("error: this torch finds no CUDA device", file=sys.stderr)
         return 1
     device = torch.device("cuda")
-    with asked_checkpoint(options.checkpoint, options.random) as checkpoint:
+    with asked_checkpoint(options) as checkpoint:
         record, differing = _measured(options, checkpoint, device)
         if not options.no_transformers:
             _beside(record, options, checkpoint, device)

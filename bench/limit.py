@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bench.report import machine, quartiles, write_json
-from bench.served import asked_checkpoint
+from bench.served import add_checkpoint, asked_checkpoint
 from specdec.build import build_decoder
 from specdec.checkpoint import load_model
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
@@ -56,13 +56,12 @@ def plain_round(decoder: Decoder[Any]) -> float:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.limit", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/default"))
-    parser.add_argument("--random", action="store_true", help="random weights, 512 wide, 10 layers")
+    add_checkpoint(parser)
     parser.add_argument("--dtype", choices=("bfloat16", "int8", "float32"), default="bfloat16")
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    with asked_checkpoint(options.checkpoint, options.random) as checkpoint:
+    with asked_checkpoint(options) as checkpoint:
         model = load_model(checkpoint)
     weights = [p for name, p in model.named_parameters() if "embedding" not in name]
     dtype = getattr(torch, options.dtype)

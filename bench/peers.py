@@ -30,7 +30,7 @@ import torch
 from bench.decode import load_prompts
 from bench.report import machine, write_json
 from bench.runners import LlamaCpp, Ours, Runner, Transformers
-from bench.served import random_checkpoint
+from bench.served import add_checkpoint, asked_checkpoint
 from bench.side import HEADER, Side, line, reference, report
 from server.messages import Mode
 from specdec.checkpoint import load_model, load_prophet
@@ -130,9 +130,8 @@ def _pick(prompts: list[bytes], batch: int, index: int) -> list[bytes]:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/default"))
+    add_checkpoint(parser)
     parser.add_argument("--prophet", type=Path, help="a directory with another prophet")
-    parser.add_argument("--random", action="store_true", help="random weights, 512 wide, 10 layers")
     parser.add_argument("--who", nargs="+", choices=NAMES, default=NAMES, help="base always runs")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--domain", nargs="+", default=["code", "prose"])
@@ -142,11 +141,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as directory:
-        temporary = Path(directory)
-        if options.random:
-            options.checkpoint = random_checkpoint(temporary / "random", 512, 10)
-        return compare(options, temporary)
+    with asked_checkpoint(options) as checkpoint, tempfile.TemporaryDirectory() as directory:
+        options.checkpoint = checkpoint
+        return compare(options, Path(directory))
 
 
 def compare(options: argparse.Namespace, temporary: Path) -> int:

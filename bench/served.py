@@ -1,5 +1,6 @@
 """A server of this project in a process of its own, for benchmarks that ask it over HTTP."""
 
+import argparse
 import os
 import socket
 import subprocess
@@ -68,11 +69,17 @@ def thread_seconds(pid: int) -> dict[str, float]:
     return result
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The flags that `asked_checkpoint` goes by."""
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/default"))
+    parser.add_argument("--random", action="store_true", help="random weights, 512 wide, 10 layers")
+
+
 @contextmanager
-def asked_checkpoint(checkpoint: Path, random: bool) -> Iterator[Path]:
-    """It, or one of random weights, 512 wide and 10 layers deep, as long as it is wanted."""
+def asked_checkpoint(options: argparse.Namespace) -> Iterator[Path]:
+    """The one named, or that of random weights, as long as it is wanted."""
     with tempfile.TemporaryDirectory() as directory:
-        yield random_checkpoint(Path(directory), 512, 10) if random else checkpoint
+        yield random_checkpoint(Path(directory), 512, 10) if options.random else options.checkpoint
 
 
 def random_checkpoint(directory: Path, width: int, depth: int, context: int = 512) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench.report import machine, quartiles, write_json
-from bench.served import asked_checkpoint
+from bench.served import add_checkpoint, asked_checkpoint
 from specdec.build import build_decoder
 from specdec.checkpoint import load_model
 from specdec.decoder import LONGEST_CHUNK, Decoder, Job
@@ -123,8 +123,7 @@ def measure(
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.tiles", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/default"))
-    parser.add_argument("--random", action="store_true", help="random weights, 512 wide, 10 layers")
+    add_checkpoint(parser)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -132,7 +131,7 @@ def main(arguments: list[str]) -> int:
         print("error: this torch finds no CUDA device", file=sys.stderr)
         return 1
     device = torch.device("cuda")
-    with asked_checkpoint(options.checkpoint, options.random) as checkpoint:
+    with asked_checkpoint(options) as checkpoint:
         model = load_model(checkpoint)
 
         def build() -> Decoder[Any]:

@@ -11,10 +11,11 @@ from starlette.middleware.cors import CORSMiddleware
 from server import openai_routes
 from server.access import KeyGuard
 from server.deadline import ReadDeadline
+from server.engine_like import EngineLike
 from server.errors import REQUEST_ID, install_handlers
 from server.openapi import document_keys
 from server.routes import router
-from server.service import EngineLike, Service
+from server.service import Service
 from server.settings import Settings
 
 

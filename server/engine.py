@@ -18,7 +18,7 @@ import torch
 from server.draft_lengths import DraftLengths
 from server.ledger import Figures, Ledger
 from server.memory import gpu_memory
-from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission
+from server.messages import Deliver, EngineInfo, EngineStatus, Event, Failed, Progress, Submission
 from server.round_costs import RoundCosts
 from server.scheduler import Deliveries, Plan, Scheduler
 from specdec.decoder import Begun, Decoder, Job
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 LONGEST_STOP_S = 5.0
 """How long `Engine.stop` waits for a round that hangs."""
-
-Deliver = Callable[[Event], None]
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,20 @@ from multiprocessing.sharedctypes import RawArray
 from queue import SimpleQueue
 from typing import Any
 
-from server.engine import LONGEST_STOP_S, Deliver, Engine, pass_on
+from server.engine import LONGEST_STOP_S, Engine, pass_on
 from server.ledger import Figures
 from server.logs import configure
 from server.memory import spare_collector
-from server.messages import EngineInfo, EngineStatus, Event, Failed, Progress, Submission, joined
+from server.messages import (
+    Deliver,
+    EngineInfo,
+    EngineStatus,
+    Event,
+    Failed,
+    Progress,
+    Submission,
+    joined,
+)
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ reader does.  Plain Python, no clock, no tensors.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import add, sub
+from operator import sub
 from typing import NamedTuple
 
 from server.memory import GpuMemory
@@ -65,6 +65,9 @@ class _Decoded(NamedTuple):
     looked_up: int = 0
 
 
+_NOTHING = _Decoded()
+
+
 class Ledger:
     """One engine's rounds."""
 
@@ -107,8 +110,6 @@ class Ledger:
                 self._accept.observe(accept / rounds, rounds)
             self._host.observe(max(0.0, host) / rounds, rounds)
         lookups = looked_up = 0
-        # drafting is for all rows at once: where it is not told apart, each round has it
-        drafting = drafting or (rounds if any(r.drafted for r in results.values()) else 0)
         for slot in chosen:
             if slot in gone:
                 continue
@@ -128,13 +129,24 @@ class Ledger:
             for slot, result in results.items():
                 if slot not in gone:
                     made += result.drafted
-                    tries += len(result.rounds)
+                    tries += len(result.tries) or 1
                     size += len(result.output)
+            if made and not drafting:  # a CUDA graph tells nothing, and drafts in each round
+                drafting = rounds
             if made == looked_up or len(results) == 1:  # a round's drafts are of one kind
                 drafting = max(0, drafting - lookups)
-            fresh = (took, rounds, drafting, tries, size, made - looked_up, lookups, looked_up)
-            before = self._decoded.get(len(results), _Decoded())
-            self._decoded[len(results)] = _Decoded(*map(add, before, fresh))
+            # a new one each time: who reads it on another thread finds all of a call or nothing
+            old = self._decoded.get(len(results), _NOTHING)
+            self._decoded[len(results)] = _Decoded(
+                old.seconds + took,
+                old.rounds + rounds,
+                old.drafting + drafting,
+                old.tries + tries,
+                old.size + size,
+                old.made + made - looked_up,
+                old.lookups + lookups,
+                old.looked_up + looked_up,
+            )
 
     def figures(
         self, per_byte: Mapping[Mode, Tally], places_held: int, gpu: GpuMemory | None, pid: int
@@ -142,7 +154,7 @@ class Ledger:
         """From any thread, but always the same: prices what has come since the last call."""
         if self._costs:
             for rows, decoded in self._decoded.copy().items():
-                before = self._priced.get(rows, _Decoded())
+                before = self._priced.get(rows, _NOTHING)
                 self._base_s += _base_seconds(
                     self._costs, rows, _Decoded(*map(sub, decoded, before))
                 )

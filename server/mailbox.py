@@ -5,12 +5,9 @@ Waking the loop costs more than what it then does with an event; a round brings 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 
-from server.messages import Event
-
-Deliver = Callable[[Event], None]
+from server.messages import Deliver, Event
 
 
 class Mailbox:

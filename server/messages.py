@@ -5,7 +5,7 @@ A `Submission` goes in; for each, any number of `Progress` come out and then exa
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import chain
@@ -141,6 +141,8 @@ class Failed:
 
 
 Event = Progress | Finished | Failed
+Deliver = Callable[[Event], None]
+"""Who is told what happens to a request."""
 
 
 @dataclass(frozen=True)

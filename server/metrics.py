@@ -90,7 +90,7 @@ class Metrics:
         )
         self.parity_skipped = self._counter(
             "parity_skipped",
-            "Requests picked for that and not compared: cut short, failed, or too many waited.",
+            "Requests picked for that and not compared: cut short, failed, or no slot left.",
         )
         self.rounds = self._counter(
             "request_rounds", "Passes of the model that wrote bytes, a row each.", "mode"

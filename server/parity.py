@@ -1,21 +1,23 @@
 """Requests that drafts helped to write, written again without any: are the bytes the same?
 
 Of the requests in modes speculative and auto one in so many is picked when it comes.  Once it has
-ended it is decoded again in mode base, in a slot that nobody needs meanwhile, and what comes is
-compared with what its client got.  Lives on the event loop.  Compares bytes and why they ended, not
-log-probabilities, and knows nothing of what another device or version would write.
+ended it is decoded again in mode base, in a slot that nobody needs meanwhile (given up if a client
+needs it after all), and what comes is compared with what its client got.  Lives on the event loop.
+Compares bytes and why they ended, not log-probabilities, and knows nothing of what another device
+or version would write.
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
+from server.engine_like import EngineLike
 from server.mailbox import Mailbox
 from server.messages import (
-    EngineInfo,
+    Deliver,
     Event,
     Exactness,
     Finished,
@@ -28,23 +30,10 @@ from server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-Deliver = Callable[[Event], None]
-
-
-class Decodes(Protocol):
-    """What a check needs of an engine."""
-
-    @property
-    def info(self) -> EngineInfo: ...
-
-    def submit(self, submission: Submission, deliver: Deliver) -> None: ...
-
-    def cancel(self, request_id: str) -> None: ...
-
 
 @dataclass
 class _Copy:
-    """What a client got: bytes, an echo left out, and the end once there is one."""
+    """What was written for a request: bytes, an echo left out, and the end once there is one."""
 
     submission: Submission
     output: bytearray = field(default_factory=bytearray)
@@ -80,7 +69,7 @@ class ParityAudit:
     def __init__(
         self,
         every: int,
-        engine: Decodes,
+        engine: EngineLike,
         metrics: Metrics,
         mailbox: Mailbox,
         room: Callable[[], bool],
@@ -117,23 +106,24 @@ class ParityAudit:
         """Begins the next check, if none is under way and there is room."""
         if self._again is not None or not self._pending or not self._room():
             return
+        original = self._pending[0].submission
         submission = replace(
-            self._pending[0].submission,
-            # no client's id has this sign
-            request_id=f"{self._pending[0].submission.request_id}#parity",
+            original,
+            request_id=f"{original.request_id}#parity",  # no client's id has this sign
             mode=Mode.BASE,
             draft_length=0,
             lookup_length=0,
-            timeout_s=float("inf"),
+            timeout_s=math.inf,
             echo=False,
             logprobs=None,
-            interval_s=float("inf"),
+            interval_s=math.inf,
         )
         self._again = _Copy(submission)
         self._engine.submit(submission, partial(self._mailbox.post, self._arrive))
 
     def give_way(self) -> None:
-        """Ends the check under way, if there is one; it begins anew when there is room."""
+        """Ends the check under way, if there is one.  Begun anew, it might never end, and take more
+        rounds from clients than it is worth."""
         if self._again is not None:
             self._engine.cancel(self._again.submission.request_id)
 
@@ -144,12 +134,11 @@ class ParityAudit:
         if again.end is None:
             return
         self._again = None
-        if again.reason is not FinishReason.CANCELLED:
-            copy = self._pending.popleft()
-            if again.whole:
-                self._compare(copy, again)
-            else:
-                self._metrics.parity_skipped.inc()
+        copy = self._pending.popleft()
+        if again.whole:
+            self._compare(copy, again)
+        else:
+            self._metrics.parity_skipped.inc()
         self.proceed()
 
     def _compare(self, copy: _Copy, again: _Copy) -> None:

@@ -19,8 +19,9 @@ from types import FrameType
 import uvicorn
 
 from server.app import create_app
+from server.engine_like import EngineLike
 from server.memory import spare_collector
-from server.service import EngineLike, Service
+from server.service import Service
 from server.settings import Settings
 
 LAST_WORDS_S = 5

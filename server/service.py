@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Protocol
 
 from server.admission import Admission
+from server.engine_like import EngineLike
 from server.errors import ApiError, Duplicate, Unavailable
 from server.flight import Flight
-from server.ledger import Figures
 from server.mailbox import Mailbox
-from server.messages import EngineInfo, EngineStatus, Event, Progress, Submission
+from server.messages import Event, Progress, Submission
 from server.metrics import Metrics, RequestMeter
 from server.parity import ParityAudit
 from server.request_log import RequestLog, log_refusal
@@ -25,27 +24,6 @@ from server.settings import Settings
 SHUTTING_DOWN = "the server is shutting down"
 
 logger = logging.getLogger(__name__)
-
-
-class EngineLike(Protocol):
-    """What the service needs of an engine; all but `info` may be called from any thread."""
-
-    @property
-    def info(self) -> EngineInfo: ...
-
-    def submit(self, submission: Submission, deliver: Callable[[Event], None]) -> None:
-        """Queues a request; its events are delivered on the engine's thread."""
-
-    def cancel(self, request_id: str) -> None:
-        """Ends a request; nothing happens if it is not in flight."""
-
-    def status(self) -> EngineStatus: ...
-
-    def figures(self) -> Figures:
-        """What rounds took and gave; always from the same thread."""
-
-    def stop(self) -> None:
-        """Ends whatever is in flight and the engine's thread."""
 
 
 class Service:

@@ -59,6 +59,7 @@ template <class W, class K = Multiplied<W>> class Linear {
     // Outputs of spans of blocks for `rows` rows; inputs are rounded first.
     template <Into INTO, class Y>
     void run(const float* x, int ldx, int rows, Y* y, int ldy, std::initializer_list<Span> spans) const {
+        Inputs inputs{};
         if constexpr (K::INPUTS == 2) {
             thread_local std::vector<uint32_t> rounded;
             thread_local std::vector<float> sizes;
@@ -73,12 +74,11 @@ template <class W, class K = Multiplied<W>> class Linear {
                 else
                     K::round(row, inputs_, out);
             }
-            Inputs inputs{rounded.data(), ld, sizes.data()};
-            for (Span span : spans) blocks<INTO>(inputs, rows, y, ldy, span.begin, span.end);
+            inputs = {rounded.data(), ld, sizes.data()};
         } else {
-            Inputs inputs{x, ldx, nullptr};
-            for (Span span : spans) blocks<INTO>(inputs, rows, y, ldy, span.begin, span.end);
+            inputs = {x, ldx, nullptr};
         }
+        for (Span span : spans) blocks<INTO>(inputs, rows, y, ldy, span.begin, span.end);
     }
 
     // The same of inputs that were kept as they are multiplied.
