@@ -117,11 +117,7 @@ def given_id(request: Request) -> str | None:
 
 
 def _request_id(asked: DecodingRequest, request: Request) -> str:
-    if asked.request_id is not None:
-        return asked.request_id
-    if REQUEST_ID not in request.headers:
-        return uuid.uuid4().hex
     header = given_id(request)
-    if header is None:
+    if header is None and REQUEST_ID in request.headers:  # whichever id counts
         raise InvalidField(f"{REQUEST_ID}: must match {REQUEST_ID_PATTERN}", REQUEST_ID)
-    return header
+    return asked.request_id or header or uuid.uuid4().hex

@@ -237,6 +237,9 @@ def test_request_ids() -> None:
                 headers=[(b"X-Request-ID", wrong.encode("latin-1"))],
             )
             assert (response.status_code, error_of(response)["param"]) == (422, "X-Request-ID")
+        # be it that the body has the id that counts
+        beside = header_of("", request_id="mine")
+        assert (beside.status_code, error_of(beside)["param"]) == (422, "X-Request-ID")
         late = header_of("late", max_tokens=1000)
         assert (late.status_code, late.headers["X-Request-ID"]) == (400, "late")
 
