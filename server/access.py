@@ -1,7 +1,7 @@
 """Who may ask at all: a guard in front of every route that wants one of the operator's keys."""
 
 import hmac
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -14,23 +14,23 @@ from server.intake import given_id
 class KeyGuard:
     """ASGI middleware that passes requests with `Authorization: Bearer KEY`.
 
-    All paths are guarded but `open_paths`, those too that lead nowhere.
+    All paths are guarded but those that are open, those too that lead nowhere.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         keys: Sequence[bytes],
-        open_paths: Collection[str],
+        is_open: Callable[[str], bool],
         refused: Callable[[ApiError, str | None], None],
     ) -> None:
         self._app = app
         self._keys = keys
-        self._open_paths = frozenset(open_paths)
+        self._is_open = is_open
         self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        guarded = scope["type"] == "http" and scope["path"] not in self._open_paths
+        guarded = scope["type"] == "http" and not self._is_open(scope["path"])
         if not guarded or self._knows(Headers(scope=scope).get("authorization", "")):
             await self._app(scope, receive, send)
             return

@@ -20,8 +20,11 @@ from server.messages import (
 
 
 class Usage(BaseModel):
+    """`cached_tokens` bytes of the prompt were in a slot already and not consumed again."""
+
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int
 
 
 class SpeculationFigures(BaseModel):
@@ -150,7 +153,9 @@ def answer_to(
         seed=submission.seed,
         exactness=info.exactness,
         usage=Usage(
-            prompt_tokens=len(submission.prompt), completion_tokens=finished.completion_tokens
+            prompt_tokens=len(submission.prompt),
+            completion_tokens=finished.completion_tokens,
+            cached_tokens=finished.cached_tokens,
         ),
         speculation=SpeculationFigures.of(finished),
         timing=TimingFigures.of(finished),
@@ -173,6 +178,11 @@ def scores_of(submission: Submission, event: Progress | Finished) -> list[dict[s
         }
         for item in event.logprobs
     ]
+
+
+def token_text(byte: int) -> str:
+    """A token as OpenAI writes it: ASCII as it is, other bytes by their values."""
+    return chr(byte) if byte < 0x80 else f"bytes:\\x{byte:02x}"
 
 
 def is_utf8(output: bytes) -> bool:

@@ -32,6 +32,12 @@ REQUEST_ID = "X-Request-ID"
 
 _SHOWN_MISTAKES = 4
 _SHOWN_NAME = 64
+_NO_SUCH_PATH = (
+    "there is no such path: this server completes texts, at /generate and for OpenAI's clients at "
+    "/v1/completions; it does not chat or embed, and /docs tells what else it answers"
+)
+_NESTED = ("stream_options",)
+"""Fields that have fields, which errors name as field.field."""
 
 
 class ErrorBody(BaseModel):
@@ -175,7 +181,8 @@ def from_validation(error: ValidationError, body: bytes) -> ApiError:
         # validators of several fields say in their context which one is at fault
         param = mistake.get("ctx", {}).get("param")
         if param is None and mistake["loc"]:
-            param = printable(str(mistake["loc"][0]))
+            names = mistake["loc"][: 2 if mistake["loc"][0] in _NESTED else 1]
+            param = printable(".".join(map(str, names)))
         message = mistake["msg"]
         if mistake["type"] == "extra_forbidden":
             message = "no such field"
@@ -184,6 +191,16 @@ def from_validation(error: ValidationError, body: bytes) -> ApiError:
     if len(mistakes) > _SHOWN_MISTAKES:
         shown.append(f"and {len(mistakes) - _SHOWN_MISTAKES} more")
     return InvalidField("; ".join(shown), params[0], first["type"])
+
+
+def given_twice(name: str) -> ApiError:
+    return InvalidField(f"{printable(name)}: is given twice", printable(name), "duplicate_field")
+
+
+def too_many_fields(most: int, name: str = "") -> ApiError:
+    """The body, or what it has under a name, is an object of countless fields."""
+    where = f"{printable(name)}: " if name else ""
+    return InvalidField(f"{where}there are more than {most} fields", printable(name) or None)
 
 
 def _field_with_lone_surrogate(body: bytes) -> str | None:
@@ -222,9 +239,8 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    return respond(
-        request, ApiError(str(error.detail), None, code, error.status_code, error.headers)
-    )
+    message = _NO_SUCH_PATH if error.status_code == 404 else str(error.detail)
+    return respond(request, ApiError(message, None, code, error.status_code, error.headers))
 
 
 async def _on_unforeseen(request: Request, error: Exception) -> Response:

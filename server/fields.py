@@ -20,8 +20,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from specdec.config import VOCAB_SIZE
+
 MAX_PROMPTS = 1024
-MAX_STOPS = 16
+MAX_STOPS = 64
 MAX_STOP_BYTES = 256
 
 _BYTE_KEY_PATTERN = r"^([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])$"
@@ -35,6 +37,11 @@ _BASE64_PATTERN = (
 def wrong(param: str, message: LiteralString) -> PydanticCustomError:
     """For validators of several fields: `param` is the one at fault."""
     return PydanticCustomError("invalid_field", message, {"param": param})
+
+
+def as_integer(value: object) -> object:
+    """JSON has numbers of one kind: 16.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _decode_base64(value: object) -> bytes:
@@ -98,10 +105,25 @@ def _prompts(value: object) -> tuple[bytes, ...]:
 
 
 def _bytes_of(value: list[object]) -> bytes | None:
-    if set(map(type, value)) <= {int}:
-        with suppress(ValueError):
-            return bytes(value)  # type: ignore[arg-type]
+    kinds = set(map(type, value))
+    if kinds <= {int, float}:
+        with suppress(ValueError, TypeError):  # a float with a fraction is no byte
+            return bytes(map(as_integer, value) if float in kinds else value)  # type: ignore[arg-type]
     return None
+
+
+def _byte_array(value: object) -> bytes:
+    found = _bytes_of(value) if isinstance(value, list) else None
+    if found is None:
+        raise PydanticCustomError("bytes", "must be a list of bytes from 0 to 255")
+    return found
+
+
+def _byte_list(value: object) -> bytes:
+    found = _byte_array(value)
+    if len(found) > VOCAB_SIZE:
+        raise PydanticCustomError("too_many", "must be at most 256 bytes")
+    return found
 
 
 NotYet = WrapValidator(_not_yet)
@@ -120,6 +142,12 @@ LogitBias = Annotated[
 ]
 
 _BYTES_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}}
+
+ByteArray = Annotated[bytes, PlainValidator(_byte_array), WithJsonSchema(_BYTES_SCHEMA)]
+
+ByteList = Annotated[
+    bytes, PlainValidator(_byte_list), WithJsonSchema({**_BYTES_SCHEMA, "maxItems": VOCAB_SIZE})
+]
 
 Prompts = Annotated[
     tuple[bytes, ...],

@@ -1,14 +1,15 @@
 """The way in, the same for every endpoint that writes text: from a body to a flight."""
 
 import asyncio
+import json
 import re
 import uuid
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from server.errors import (
@@ -20,7 +21,8 @@ from server.errors import (
     InvalidField,
     UnsupportedMediaType,
     from_validation,
-    printable,
+    given_twice,
+    too_many_fields,
 )
 from server.flight import Flight
 from server.messages import EngineInfo, Submission
@@ -29,12 +31,12 @@ from server.schemas import REQUEST_ID_PATTERN, DecodingRequest
 from server.service import Service
 from server.settings import Settings
 
-SMALL_BODY = 2**16
-"""Bytes in which there is no room for mistakes that take long to find."""
 MOST_FIELDS = 256
 """Of one object: logit_bias may name every byte."""
+_TOO_MANY = object()
 
 Asked = TypeVar("Asked", bound=DecodingRequest)
+Body = TypeVar("Body", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -56,26 +58,43 @@ async def accept(request: Request, service: Service, schema: type[Asked]) -> Acc
     """Reads, checks and submits a request; an `ApiError` if any of that cannot be."""
     # told in errors too, and instead of the header once the body names another
     request.state.request_id = given_id(request)
-    try:
+    with noting_refusals(request, service, schema.invalid_status):
         # an overloaded server does not even read the body
         info = service.check_room(0).info
-        body = await _read(request, service.settings)
-        _check_fields(body)
-        try:
-            asked = schema.model_validate_json(body)
-        except ValidationError as error:
-            raise from_validation(error, body) from None
-        request_id = _request_id(asked, request)
+        asked = await read(request, service.settings, schema)
+        check_id(request)
+        request_id = asked.request_id or given_id(request) or uuid.uuid4().hex
         request.state.request_id = request_id
         submissions = resolve(asked, request_id, info, service.settings)
         flight = service.submit(submissions)
-    except ApiError as error:
-        service.refused(error, request.state.request_id)
-        raise
     return Accepted(asked, request_id, submissions, flight, info)
 
 
-async def _read(request: Request, settings: Settings) -> bytes:
+@contextmanager
+def noting_refusals(
+    request: Request, service: Service, invalid_status: int = InvalidField.status
+) -> Iterator[None]:
+    """Counts and logs a refusal; one for a field that is wrong in itself gets that status."""
+    try:
+        yield
+    except ApiError as error:
+        if isinstance(error, InvalidField):
+            error.status = invalid_status
+        service.refused(error, request.state.request_id)
+        raise
+
+
+async def read(request: Request, settings: Settings, schema: type[Body]) -> Body:
+    """The body, checked."""
+    body = await _read_bytes(request, settings)
+    _check_objects(body)
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        raise from_validation(error, body) from None
+
+
+async def _read_bytes(request: Request, settings: Settings) -> bytes:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("the Content-Type must be application/json")
@@ -94,20 +113,26 @@ async def _read(request: Request, settings: Settings) -> bytes:
     return bytes(body)
 
 
-def _check_fields(body: bytes) -> None:
-    """Refuses a body of countless fields before each is found to be wrong, which takes seconds."""
-    if len(body) <= SMALL_BODY:
-        return
-    try:
-        document = from_json(body)
-    except ValueError:
-        return  # validation tells what is wrong with it
-    parts = {"": document, **document} if isinstance(document, dict) else {}
-    for name, part in parts.items():
-        if isinstance(part, dict) and len(part) > MOST_FIELDS:
-            param = printable(name) or None
-            where = f"{param}: " if param else ""
-            raise InvalidField(f"{where}there are more than {MOST_FIELDS} fields", param)
+def _check_objects(body: bytes) -> None:
+    """Refuses names that are given twice, of which parsers silently take one, and objects of
+    countless fields before each is found to be wrong, which takes seconds."""
+    with suppress(ValueError, RecursionError):  # validation tells what is wrong with it
+        if json.loads(body, object_pairs_hook=_check_object) is _TOO_MANY:
+            raise too_many_fields(MOST_FIELDS)
+
+
+def _check_object(fields: list[tuple[str, object]]) -> object:
+    """What stands for an object in the one around it, which knows its name."""
+    if len(fields) > MOST_FIELDS:
+        return _TOO_MANY
+    seen: set[str] = set()
+    for name, value in fields:
+        if value is _TOO_MANY:
+            raise too_many_fields(MOST_FIELDS, name)
+        if name in seen:
+            raise given_twice(name)
+        seen.add(name)
+    return None
 
 
 def given_id(request: Request) -> str | None:
@@ -116,8 +141,7 @@ def given_id(request: Request) -> str | None:
     return header if header and re.fullmatch(REQUEST_ID_PATTERN, header) else None
 
 
-def _request_id(asked: DecodingRequest, request: Request) -> str:
-    header = given_id(request)
-    if header is None and REQUEST_ID in request.headers:  # whichever id counts
+def check_id(request: Request) -> None:
+    """Refuses a header that is no id, whichever id counts."""
+    if given_id(request) is None and REQUEST_ID in request.headers:
         raise InvalidField(f"{REQUEST_ID}: must match {REQUEST_ID_PATTERN}", REQUEST_ID)
-    return asked.request_id or header or uuid.uuid4().hex

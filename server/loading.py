@@ -92,7 +92,7 @@ def load_engine(settings: Settings) -> Engine:
     longest_lookup = settings.lookup_length if decoder.in_core else 0
     costs = measure_costs(decoder, longest_lookup)
     info = EngineInfo(
-        model_name=settings.checkpoint.resolve().name,
+        model_name=settings.model_name,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         exactness=Exactness.EXACT if invariance.exact else Exactness.FAST,

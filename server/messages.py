@@ -43,10 +43,10 @@ class Submission:
 
     `draft_length` is 0 for base, what each round drafts for speculative, and the most that the
     prophet may for auto; `lookup_length` the most that auto may look up in the text.  `stops` are
-    byte strings that end the output and are left out of it; `eos` is the model's end-of-document
-    byte unless the request ignores it.  `timeout_s` after it was submitted the request ends with
-    what it has, waiting or running.  With `echo` the output begins with the prompt.  `logprobs`
-    wants log-probabilities of the output, and of so many alternatives.
+    byte strings that end the output and are left out of it unless `include_stop`; `eos` is the
+    model's end-of-document byte unless the request ignores it.  `timeout_s` after it was submitted
+    the request ends with what it has, waiting or running.  With `echo` the output begins with the
+    prompt.  `logprobs` wants log-probabilities of the output, and of so many alternatives.
     `interval_s`: output is wanted in pieces of so many seconds, 0: as it comes, inf: at the end.
     """
 
@@ -59,6 +59,7 @@ class Submission:
     draft_length: int
     eos: int | None
     stops: tuple[bytes, ...] = ()
+    include_stop: bool = False
     timeout_s: float = math.inf
     echo: bool = False
     logprobs: int | None = None
@@ -121,7 +122,8 @@ class Finished:
     """The end: what output was still held back, why, and the figures of the whole request.
 
     `completion_tokens` counts every byte of output, those of earlier `Progress` included but for
-    an echoed prompt.  `begun`: its prompt was consumed.
+    an echoed prompt.  `begun`: its prompt was consumed.  `cached_tokens` bytes of the prompt were
+    taken over from a slot that held them.
     """
 
     output: bytes
@@ -131,6 +133,7 @@ class Finished:
     timing: Timing = field(default_factory=Timing)
     logprobs: tuple[ByteLogprob, ...] = ()
     begun: bool = True
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

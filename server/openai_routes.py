@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from server.errors import NoSuchModel
 from server.intake import accept
-from server.openai_answers import Completion, CompletionForm, Model, ModelList
+from server.openai_answers import Completion, Model, ModelList
+from server.openai_form import CompletionForm
 from server.openai_schemas import CompletionRequest
 from server.openapi import documented_body, documented_errors, documented_events
 from server.routes import ServiceOf
@@ -42,35 +43,37 @@ async def completions(request: Request, service: ServiceOf) -> Response:
     """
     accepted = await accept(request, service, CompletionRequest)
     asked, flight = accepted.asked, accepted.flight
-    form = CompletionForm(accepted.submissions, asked.n, accepted.info, asked.include_usage)
+    form = CompletionForm(accepted.submissions, asked, accepted.info)
     if asked.stream:
         return EventStream(flight, form, accepted.headers, asked.stream_interval)
     async with flight.cancelled_without_client(request.receive):
         outcome = await flight.outcome()
 
-    def written() -> str:
-        return form.whole(outcome).model_dump_json()
-
     # log-probabilities of a long output take a while to write down
-    content = written() if asked.logprobs is None else await asyncio.to_thread(written)
+    dear = asked.alternatives is not None
+    content = await asyncio.to_thread(form.whole, outcome) if dear else form.whole(outcome)
     return Response(content, headers=accepted.headers, media_type="application/json")
 
 
 @router.get("/models", responses=documented_errors(401, 503))
 async def models(service: ServiceOf) -> ModelList:
-    """The model that is served."""
-    return ModelList(data=[_model(service)])
+    """The model that is served, under each of its names."""
+    return ModelList(data=_models(service))
 
 
-@router.get("/models/{model}", responses=documented_errors(401, 404, 422, 503))
+@router.get("/models/{model:path}", responses=documented_errors(401, 404, 422, 503))
 async def model_(model: str, service: ServiceOf) -> Model:
     """The model that is served, by its name."""
-    served = _model(service)
-    if model != served.id:
-        raise NoSuchModel(f"model: the model served here is {served.id}", "model")
-    return served
+    served = {each.id: each for each in _models(service)}
+    if model not in served:
+        raise NoSuchModel(f"model: the model served here is {next(iter(served))}", "model")
+    return served[model]
 
 
-def _model(service: Service) -> Model:
+def _models(service: Service) -> list[Model]:
     info = service.engine.info
-    return Model(id=info.model_name, created=service.loaded_at, max_model_len=info.context)
+    names = service.settings.names_of(info.model_name)
+    return [
+        Model(id=name, created=service.loaded_at, root=names[0], max_model_len=info.context)
+        for name in names
+    ]

@@ -17,12 +17,15 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from server.fields import NotYet, Prompts, wrong
-from server.schemas import DecodingRequest
+from server.vllm_schemas import VllmParameters
 
 
 def _null_in_schema(schema: dict[str, Any]) -> None:
+    """Every field may be null; an empty default says no more, and generators stumble over it."""
     for name, field in schema["properties"].items():
         told = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+        if told.get("default") in ([], {}):
+            del told["default"]
         options = [option for option in field.get("anyOf", [field]) if option != {"type": "null"}]
         schema["properties"][name] = {**told, "anyOf": [*options, {"type": "null"}]}
 
@@ -35,18 +38,22 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = Field(
         None, description="Send a last chunk of no choices with the usage."
     )
+    continuous_usage_stats: bool | None = Field(
+        None, description="With include_usage, tell the usage so far in every chunk."
+    )
     include_obfuscation: Annotated[Literal[False] | None, NotYet] = None
 
 
-class CompletionRequest(DecodingRequest):
+class CompletionRequest(VllmParameters):
     """Texts to continue, each giving a choice.  A token is a byte."""
 
     model_config = ConfigDict(json_schema_extra=_null_in_schema)
 
     default_max_tokens: ClassVar[int] = 16
+    invalid_status: ClassVar[int] = 400
 
     model: str | None = Field(
-        None, description="Name of the model served; left out or empty, whichever that is."
+        None, description="A name of the model served; left out or empty, whichever that is."
     )
     prompt: Prompts = Field(
         (b"",),
@@ -61,7 +68,7 @@ class CompletionRequest(DecodingRequest):
     stream_options: StreamOptions | None = Field(None, description="Goes with stream.")
     user: str | None = Field(None, description="Accepted, and without any effect.")
     best_of: int = Field(1, ge=1, description="Must be n or 1: nothing is chosen among outputs.")
-    suffix: Annotated[None, NotYet] = None
+    suffix: Annotated[Literal[""] | None, NotYet] = None
 
     @field_validator("*", mode="wrap")
     @classmethod
@@ -91,8 +98,13 @@ class CompletionRequest(DecodingRequest):
 
     @property
     def wanted_model(self) -> str | None:
-        return self.model or None
+        return self.model
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        asked = self.stream_options
+        return self.include_usage and bool(asked and asked.continuous_usage_stats)

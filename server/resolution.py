@@ -10,6 +10,8 @@ from server.errors import Impossible, InvalidField, NoSuchModel
 from server.messages import EngineInfo, Mode, Submission
 from server.schemas import DecodingRequest
 from server.settings import Settings
+from specdec.config import VOCAB_SIZE
+from specdec.sampling import SamplingParams
 
 
 def resolve(
@@ -17,11 +19,12 @@ def resolve(
 ) -> list[Submission]:
     """A submission for each choice.  The first has the request's own id and seed, the others
     those behind it; `#` is in no id that a client gives."""
-    if request.wanted_model not in (None, info.model_name):
-        raise NoSuchModel(f"model: the model served here is {info.model_name}", "model")
+    check_model(request.wanted_model, info, settings)
     mode, draft_length, lookup_length = _decode_path(request, info, settings)
     timeout_s = _timeout(request, settings)
     prompts = _prompts(request, info)
+    params, eos = request.sampling, None if request.ignore_eos else info.eos
+    _check_choice(params, eos)
     seed = request.seed
     if seed is None:
         # all choices' seeds below 2^53, which JSON clients keep
@@ -31,20 +34,28 @@ def resolve(
             request_id=f"{request_id}#{choice}" if choice else request_id,
             prompt=prompt,
             max_tokens=_max_tokens(request, len(prompt), info.context),
-            params=request.sampling,
+            params=params,
             seed=shifted_seed(seed, choice),
             mode=mode,
             draft_length=draft_length,
-            eos=None if request.ignore_eos else info.eos,
+            eos=eos,
             stops=request.stops,
+            include_stop=request.includes_stop,
             timeout_s=timeout_s,
-            echo=request.echo,
-            logprobs=request.logprobs,
+            echo=request.tells_prompt,
+            logprobs=request.alternatives,
             interval_s=request.stream_interval if request.stream else math.inf,
             lookup_length=lookup_length,
         )
         for choice, prompt in enumerate(prompts)
     ]
+
+
+def check_model(name: str | None, info: EngineInfo, settings: Settings) -> None:
+    """Refuses a request for another model by name."""
+    names = settings.names_of(info.model_name)
+    if name and name not in names:
+        raise NoSuchModel(f"model: the model served here is {names[0]}", "model")
 
 
 def shifted_seed(seed: int, choice: int) -> int:
@@ -67,11 +78,21 @@ def _prompts(request: DecodingRequest, info: EngineInfo) -> list[bytes]:
     ]
 
 
+def _check_choice(params: SamplingParams, eos: int | None) -> None:
+    """Refuses what leaves nothing to choose from while the document may not end."""
+    banned = {byte for byte, bias in params.logit_bias if bias == -math.inf}
+    if params.min_tokens and eos is not None and len(banned | {eos}) == VOCAB_SIZE:
+        message = "while the document may not end there is no byte left to choose"
+        raise Impossible(f"min_tokens: {message}", "min_tokens")
+
+
 def _max_tokens(request: DecodingRequest, prompt_tokens: int, context: int) -> int:
     room = context - prompt_tokens
     code = "context_length_exceeded"
+    # clients look for these words
+    limit = f"this model's maximum context length is {context} tokens, which are bytes"
     if room < (request.max_tokens != 0):
-        message = f"{prompt_tokens} bytes leave no room in the context of {context}"
+        message = f"{limit}; {prompt_tokens} of the prompt leave no room"
         raise Impossible(f"{request.prompt_field}: {message}", request.prompt_field, code)
     if request.max_tokens is None:
         chosen = min(request.default_max_tokens, room)
@@ -80,7 +101,7 @@ def _max_tokens(request: DecodingRequest, prompt_tokens: int, context: int) -> i
             raise Impossible(f"min_tokens: {message}", "min_tokens")
         return chosen
     if request.max_tokens > room:
-        message = f"must be at most {room}, the room after the prompt in the context of {context}"
+        message = f"{limit}; behind the prompt's {prompt_tokens} there is room for {room}"
         raise Impossible(f"max_tokens: {message}", "max_tokens", code)
     return request.max_tokens
 

@@ -80,7 +80,9 @@ class _Row:
 
     def __init__(self, submission: Submission, now: float) -> None:
         self.submission = submission
-        self.matcher = StopMatcher(submission.stops, submission.params.min_tokens)
+        self.matcher = StopMatcher(
+            submission.stops, submission.params.min_tokens, submission.include_stop
+        )
         self.to_prefill = len(submission.prompt) - 1
         self.consuming = 0
         """Of those, bytes that are consumed in rounds of which nothing has been heard."""
@@ -101,6 +103,8 @@ class _Row:
         """The row whose prompt this one will take over, once it has consumed it."""
         self.source = -1
         """The slot of the leader."""
+        self.cached = 0
+        """Bytes of its prompt that it took over."""
         self.prompt_logprobs = [ByteLogprob(submission.prompt[0], None)]
         self.held_logprobs: list[ByteLogprob] = []
         """Of output that the matcher holds back."""
@@ -249,6 +253,7 @@ class _Row:
             ),
             logprobs=scores,
             begun=self.started,
+            cached_tokens=self.cached,
         )
 
 
@@ -353,7 +358,7 @@ class Scheduler:
                     continue
                 forks.append((slot, row.source))
                 row.prompt_logprobs = list(row.leader.prompt_logprobs)
-                row.leader = None
+                row.leader, row.cached = None, row.to_prefill
                 row.begin_decoding(now)
             if row.to_prefill > row.consuming:
                 if budget:

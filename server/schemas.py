@@ -7,9 +7,17 @@ Knows what is wrong with a request whatever the model; what a given model makes 
 from abc import abstractmethod
 from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from server.fields import MAX_STOP_BYTES, MAX_STOPS, Base64, LogitBias, OneOrMany, wrong
+from server.fields import (
+    MAX_STOP_BYTES,
+    MAX_STOPS,
+    Base64,
+    LogitBias,
+    OneOrMany,
+    as_integer,
+    wrong,
+)
 from server.messages import Mode
 from specdec.sampling import SamplingParams
 
@@ -27,6 +35,8 @@ class DecodingRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     default_max_tokens: ClassVar[int] = 256
+    invalid_status: ClassVar[int] = 422
+    """HTTP's status where a field is wrong in itself."""
 
     max_tokens: int | None = Field(
         None,
@@ -34,7 +44,10 @@ class DecodingRequest(BaseModel):
         description="Most bytes to write; left out, 256 or what room is left. 0 goes with echo.",
     )
     min_tokens: int = Field(
-        _NEUTRAL.min_tokens, ge=0, description="Bytes before which the document may not end."
+        _NEUTRAL.min_tokens,
+        ge=0,
+        le=1 << 40,
+        description="Bytes before which the document may not end.",
     )
     temperature: float = Field(
         _NEUTRAL.temperature, ge=0, le=1e6, description="0 is greedy, 1 is the model's own."
@@ -71,7 +84,7 @@ class DecodingRequest(BaseModel):
         (), description="Texts that end the output and are left out of it."
     )
     stop_bytes: Annotated[tuple[Base64, ...], OneOrMany] = Field(
-        (), description="The same as base64; up to 16 of both kinds, of 256 bytes each."
+        (), description="The same as base64; up to 64 of both kinds, of 256 bytes each."
     )
     n: int = Field(
         1, ge=1, le=MAX_N, description="Outputs for each prompt; the seeds are seed, seed + 1, …"
@@ -113,15 +126,20 @@ class DecodingRequest(BaseModel):
         description="Name of the request while it runs; else the header X-Request-ID's, or drawn.",
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _integral_floats_are_integers(cls, value: object) -> object:
+        return as_integer(value)
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         for param, stops in (("stop", self._text_stops), ("stop_bytes", self.stop_bytes)):
             if not all(0 < len(stop) <= MAX_STOP_BYTES for stop in stops):
                 raise wrong(param, "each must have 1 to 256 bytes")
-        if len(self.stops) > MAX_STOPS:
+        if len(self.stop) + len(self.stop_bytes) > MAX_STOPS:
             param = "stop" if len(self.stop) > MAX_STOPS else "stop_bytes"
-            raise wrong(param, "at most 16 of stop and stop_bytes together")
-        if self.max_tokens == 0 and not self.echo:
+            raise wrong(param, "at most 64 of stop and stop_bytes together")
+        if self.max_tokens == 0 and not self.tells_prompt:
             raise wrong("max_tokens", "0 goes with echo only")
         if self.n * len(self.prompts) > MAX_CHOICES:
             raise wrong("n", "at most 1024 outputs, n of each prompt")
@@ -149,6 +167,21 @@ class DecodingRequest(BaseModel):
         return None
 
     @property
+    def tells_prompt(self) -> bool:
+        """Whether the answer says something of the prompt."""
+        return self.echo
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many likeliest bytes are wanted beside each byte's log-probability, None: nothing."""
+        return self.logprobs
+
+    @property
+    def includes_stop(self) -> bool:
+        """Whether the stop string that ends the output is a part of it."""
+        return False
+
+    @property
     def _text_stops(self) -> tuple[bytes, ...]:
         return tuple(text.encode() for text in self.stop)
 
@@ -160,7 +193,7 @@ class DecodingRequest(BaseModel):
     def sampling(self) -> SamplingParams:
         return SamplingParams(
             temperature=self.temperature,
-            top_k=self.top_k,
+            top_k=max(self.top_k, 0),
             top_p=self.top_p,
             min_p=self.min_p,
             presence_penalty=self.presence_penalty,

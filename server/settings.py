@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, NoDecode, S
 _PREFIX = "SPECDEC_"
 _KEY_PATTERN = r"[!-+\--~]+"
 _KEY_RULE: LiteralString = "a key must be of visible ASCII characters but the comma"
+_NAME_PATTERN = r"[!-+\--~]{1,256}"
 _ORIGIN_PATTERN = r"\*|https?://[^/\s,]+"
 
 
@@ -48,7 +49,11 @@ class Settings(BaseSettings):
         cli_hide_none_type=True,
         cli_avoid_json=True,
         cli_show_env_vars=True,
-        cli_shortcuts={"api-keys": "api-key", "cors-origins": "cors-origin"},
+        cli_shortcuts={
+            "api-keys": "api-key",
+            "cors-origins": "cors-origin",
+            "served-model-names": "served-model-name",
+        },
         allow_inf_nan=False,
     )
 
@@ -59,6 +64,12 @@ class Settings(BaseSettings):
     prophet: Path | None = Field(
         default=None,
         description="directory of another prophet for the model; the checkpoint's own if left out",
+    )
+    served_model_names: Annotated[tuple[str, ...], *_Several] = Field(
+        default=(),
+        description="names that requests may give the model; answers and metrics have the first; "
+        "several flags or commas; left out, the checkpoint directory's name, or its parent's "
+        "where that is checkpoint",
     )
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(
@@ -180,6 +191,14 @@ class Settings(BaseSettings):
                 raise PydanticCustomError("api_key", _KEY_RULE)
         return keys
 
+    @field_validator("served_model_names")
+    @classmethod
+    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not re.fullmatch(_NAME_PATTERN, name):
+                raise PydanticCustomError("name", "must be of 1 to 256 visible ASCII characters")
+        return names
+
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
@@ -206,6 +225,18 @@ class Settings(BaseSettings):
             if not keys or not all(map(_is_key, keys)):
                 raise PydanticCustomError("key_file", _KEY_RULE + ", and the file needs one")
         return path
+
+    def names_of(self, model: str) -> tuple[str, ...]:
+        """The names under which a model that was loaded as this one is served."""
+        return self.served_model_names or (model,)
+
+    @property
+    def model_name(self) -> str:
+        """The first name; the trainer calls every directory checkpoint, so its run's counts."""
+        if self.served_model_names:
+            return self.served_model_names[0]
+        path = self.checkpoint.resolve()
+        return path.parent.name if path.name == "checkpoint" and path.parent.name else path.name
 
     @property
     def all_keys(self) -> tuple[bytes, ...]:

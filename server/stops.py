@@ -8,17 +8,19 @@ class StopMatcher:
 
     The match that is complete first ends the stream, of several the longest: so it is found alike
     however the stream is cut.  A match that starts before `least` bytes are out does not count.
+    With `include` the match itself is output too.
 
     >>> matcher = StopMatcher([b"END"])
     >>> matcher.feed(b"the E"), matcher.feed(b"NDING")
     ((b'the ', False), (b'', True))
     """
 
-    def __init__(self, stops: Sequence[bytes], least: int = 0) -> None:
+    def __init__(self, stops: Sequence[bytes], least: int = 0, include: bool = False) -> None:
         if not all(stops):
             raise ValueError("a stop string of no bytes stops everything")
         self._stops = tuple(stops)
         self._least = least
+        self._include = include
         self._released = 0
         self._held = b""
         self.surplus = 0
@@ -36,8 +38,9 @@ class StopMatcher:
             end, start = min(hits)
             self.surplus = len(text) - end
             self._held = b""
-            self._released += start
-            return text[:start], True
+            output = text[: end if self._include else start]
+            self._released += len(output)
+            return output, True
         keep = self._pending(text, skip)
         self._held = text[len(text) - keep :]
         self._released += len(text) - keep

@@ -12,9 +12,8 @@ from test_metrics import scrape, value
 PATHS = (
     "/version",
     "/metrics",
-    "/docs",
     "/redoc",
-    "/openapi.json",
+    "/docs/../version",
     "/v1/models",
     "/v1/models/fake",
     "/nothing",
@@ -22,6 +21,9 @@ PATHS = (
     "//health",
     "/",
 )
+
+
+OPEN = ("/health", "/ready", "/docs", "/docs/files/swagger-ui-bundle.js", "/openapi.json")
 
 
 def guarded(**settings: Any) -> Client:
@@ -34,8 +36,8 @@ def bearer(key: str) -> dict[str, str]:
 
 def test_every_path_but_health_and_readiness_wants_a_key() -> None:
     with guarded() as client:
-        for path in ("/health", "/ready"):
-            assert client.get(path).status_code == 200
+        for path in OPEN:
+            assert client.get(path).status_code == 200, path
         for path in PATHS:
             response = client.get(path)
             assert response.status_code == 401, path
@@ -47,7 +49,6 @@ def test_every_path_but_health_and_readiness_wants_a_key() -> None:
         for key in ("first", "sec:ond"):
             assert client.generate(bearer(key), prompt="a").status_code == 200
             assert client.complete(bearer(key), prompt="a").status_code == 200
-            assert client.get("/docs", **bearer(key)).status_code == 200
             assert client.get("/nothing", **bearer(key)).status_code == 404
 
 
@@ -142,6 +143,27 @@ def test_a_body_has_to_come_in_time() -> None:
         assert post_in_pieces(client, receive) == 408
 
 
+@pytest.mark.parametrize("allowed", ["*", "https://a.org"])
+def test_a_page_may_send_whatever_headers_its_client_has(allowed: str) -> None:
+    """OpenAI's own client for browsers has a dozen."""
+    names = (
+        "authorization,content-type,openai-organization,openai-project,x-stainless-arch,"
+        "x-stainless-retry-count,x-stainless-runtime"
+    )
+    asks = {
+        "Origin": "https://a.org",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": names,
+        "Access-Control-Request-Private-Network": "true",
+    }
+    with guarded(cors_origins=(allowed,)) as client:
+        response = client.request("OPTIONS", "/v1/completions", headers=asks)
+        assert response.status_code == 200
+        assert response.headers["Access-Control-Allow-Headers"] == names
+        assert response.headers["Access-Control-Allow-Origin"] == allowed
+        assert response.headers["Access-Control-Allow-Private-Network"] == "true"
+
+
 def test_pages_of_other_origins() -> None:
     origin = {"Origin": "https://a.org"}
     asks = {**origin, "Access-Control-Request-Method": "POST"}
@@ -163,6 +185,11 @@ def test_pages_of_other_origins() -> None:
             "OPTIONS", "/generate", headers={**asks, "Origin": "https://b.org"}
         )
         assert refused.status_code == 400
+        assert error_of(refused)["message"] == "Disallowed CORS origin"
+        refused = client.request(
+            "OPTIONS", "/generate", headers={**asks, "Access-Control-Request-Method": "DELETE"}
+        )
+        assert (refused.status_code, error_of(refused)["code"]) == (400, "cors_refused")
     with Client(FakeEngine(say(b"x"))) as client:
         response = client.generate(origin, prompt="a")
         assert "Access-Control-Allow-Origin" not in response.headers

@@ -123,8 +123,8 @@ def test_a_client_that_reads_nothing_holds_up_nobody_and_is_dropped(
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        ('{"prompt": "a", "stop": [' + "1," * 100_000 + "1]}", "at most 16 of stop"),
-        ('{"prompt": "a", "stop_bytes": [' + '"",' * 100_000 + '""]}', "at most 16 of stop"),
+        ('{"prompt": "a", "stop": [' + "1," * 100_000 + "1]}", "at most 64 of stop"),
+        ('{"prompt": "a", "stop_bytes": [' + '"",' * 100_000 + '""]}', "at most 64 of stop"),
         ("{" + ",".join(f'"{i}":1' for i in range(100_000)) + "}", "more than 256 fields"),
         (
             '{"prompt": "a", "logit_bias": {' + ",".join(f'"{i}":1' for i in range(50_000)) + "}}",

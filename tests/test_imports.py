@@ -15,7 +15,7 @@ ALLOWED = {
     "train": {"train", "specdec"},
     "bench": OURS,
 }
-ONLY_IN_SERVER = {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings"} | {
+ONLY_IN_SERVER = {"fastapi", "fastapi_offline", "starlette", "uvicorn", "pydantic", "pydantic_settings"} | {
     "prometheus_client"
 }
 CORE = {"torch", "numpy", "safetensors"}

@@ -3,15 +3,18 @@
 import asyncio
 import base64
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
-from fake_engine import INFO, Client, FakeEngine, app_of, encode, error_of, say
+from fake_engine import INFO, Client, FakeEngine, app_of, encode, error_of, finished, say
 from live import live
 
 from server.messages import Event, Failed, FinishReason, Progress, Submission
+from specdec.logprobs import ByteLogprob
 
 
 def echo(submission: Submission) -> list[Event]:
@@ -127,6 +130,23 @@ def test_a_stream(client: openai.OpenAI) -> None:
         assert figures["index"] == index
 
 
+def test_usage_in_every_chunk(client: openai.OpenAI) -> None:
+    chunks = list(
+        client.completions.create(
+            model="fake",
+            prompt=["a", "bc"],
+            stream=True,
+            extra_body={"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        )
+    )
+    usages = [chunk.usage for chunk in chunks]
+    assert all(usage is not None for usage in usages)
+    written = [usage.completion_tokens for usage in usages if usage is not None]
+    assert written == sorted(written)
+    assert (written[0], written[-2:]) == (1, [9, 9])
+    assert {usage.prompt_tokens for usage in usages if usage is not None} == {3}
+
+
 def test_asynchronously(url: str) -> None:
     async def scenario() -> None:
         async with openai.AsyncOpenAI(base_url=url, api_key="none") as client:
@@ -143,6 +163,7 @@ def test_models(client: openai.OpenAI) -> None:
     (model,) = client.models.list()
     assert (model.id, model.object, model.owned_by) == ("fake", "model", "specdec")
     assert model.max_model_len == INFO.context  # type: ignore[attr-defined]
+    assert (model.root, model.parent) == ("fake", None)  # type: ignore[attr-defined]
     assert client.models.retrieve("fake") == model
     with pytest.raises(openai.NotFoundError) as error:
         client.models.retrieve("other")
@@ -158,15 +179,17 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
         ("best_of", 2),
         ("suffix", "x"),
     ):
-        with pytest.raises(openai.UnprocessableEntityError) as refused:
+        with pytest.raises(openai.BadRequestError) as refused:
             create(model="fake", prompt="a", **{field: value})
         assert (refused.value.code, refused.value.param) == ("not_supported", field)
-    with pytest.raises(openai.UnprocessableEntityError) as unknown:
+    with pytest.raises(openai.BadRequestError) as unknown:
         create(model="fake", prompt="a", extra_body={"max_length": 5})
     assert unknown.value.param == "max_length"
     with pytest.raises(openai.BadRequestError) as long:
         create(model="fake", prompt="a" * 100)
     assert long.value.code == "context_length_exceeded"
+    # the words that clients look for to shorten a prompt
+    assert re.search(r"maximum context length is (\d+)", str(long.value))[1] == "64"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -228,10 +251,12 @@ def test_the_stream_on_the_wire() -> None:
         "index": 0,
         "text": "\ufffd",
         "bytes": encode(b"\xff"),
-        "finish_reason": "timeout",
+        "finish_reason": "length",
         "logprobs": None,
     }
     assert last["specdec"]["choices"][0]["utf8_valid"] is False
+    # OpenAI's clients know no other words than theirs
+    assert last["specdec"]["choices"][0]["finish_reason"] == "timeout"
 
 
 def test_a_stream_that_fails_ends_as_streams_do() -> None:
@@ -260,6 +285,115 @@ def test_one_failure_fails_the_request_and_cancels_the_rest() -> None:
     assert engine.cancelled == ["r", "r#2"] * 2
 
 
+def test_a_model_of_several_names() -> None:
+    names = ("mine", "org/mine:latest")
+    with Client(FakeEngine(say(b"x"), model_name="mine"), served_model_names=names) as client:
+        listed = client.get("/v1/models").json()["data"]
+        assert [(model["id"], model["root"]) for model in listed] == [(n, "mine") for n in names]
+        for name in names:
+            assert client.get(f"/v1/models/{name}").json()["id"] == name
+            answer = client.complete(prompt="a", model=name).json()
+            assert answer["model"] == "mine"
+        assert client.complete(prompt="a", model="fake").status_code == 404
+
+
+def scored(output: bytes, alternatives: int) -> tuple[ByteLogprob, ...]:
+    """The first of a text has no log-probability; the others come second of the likeliest."""
+    top = ((10, -0.5), *((byte, -1.0 - byte) for byte in range(alternatives - 1)))
+    return tuple(ByteLogprob(byte, -1.0, ((10, -0.5), (byte, -1.0), *top[2:])) for byte in output)
+
+
+def reports(submission: Submission) -> list[Event]:
+    """An engine that tells the prompt and writes "\\xc3\\xa9!", as far as it is asked to."""
+    events: list[Event] = []
+    prompt, alternatives = submission.prompt, submission.logprobs
+    scores: tuple[ByteLogprob, ...] = ()
+    if submission.echo:
+        if alternatives is not None:
+            scores = (ByteLogprob(prompt[0], None), *scored(prompt[1:], alternatives))
+        events.append(Progress(prompt, echo=True, logprobs=scores))
+    for output in (b"\xc3", b"\xa9!"):
+        scores = () if alternatives is None else scored(output, alternatives)
+        events.append(Progress(output, logprobs=scores))
+    return [*events, replace(finished(3), cached_tokens=len(prompt) - 1)]
+
+
+def test_bytes_as_numbers_and_scores_of_the_prompt() -> None:
+    engine = FakeEngine(reports)
+    with Client(engine) as client:
+        fields = {"prompt": ["ab", "c"], "n": 2, "return_token_ids": True, "prompt_logprobs": 2}
+        choices = client.complete(**fields).json()["choices"]
+        assert [choice["text"] for choice in choices] == ["é!"] * 4
+        assert [choice["token_ids"] for choice in choices] == [[0xC3, 0xA9, 0x21]] * 4
+        assert [choice["prompt_token_ids"] for choice in choices] == [[97, 98]] * 2 + [[99]] * 2
+        assert all(choice["logprobs"] is None for choice in choices)
+        told = {"logprob": -1.0, "rank": 2, "decoded_token": "b"}
+        best = {"logprob": -0.5, "rank": 1, "decoded_token": "\n"}
+        assert choices[0]["prompt_logprobs"] == [None, {"98": told, "10": best}]
+        assert choices[2]["prompt_logprobs"] == [None]
+        # an echo is shown where it is asked for, and scores are of as many as each field asks
+        fields = {"prompt": "ab", "prompt_logprobs": 0, "echo": True, "logprobs": 1}
+        (choice,) = client.complete(**fields, return_token_ids=True).json()["choices"]
+        assert (choice["text"], choice["token_ids"]) == ("abé!", [0xC3, 0xA9, 0x21])
+        told["rank"] = 2
+        assert choice["prompt_logprobs"] == [None, {"98": told}]
+        scores = choice["logprobs"]
+        assert [len(top) for top in scores["top_logprobs"][1:]] == [2, 2, 2, 2]
+        assert scores["text_offset"] == [0, 1, 2, 2, 3]
+        # nothing of it where nobody asks
+        (choice,) = client.complete(prompt="ab").json()["choices"]
+        assert choice.keys() == {"index", "text", "bytes", "finish_reason", "logprobs"}
+    assert [s.echo for s in engine.submissions] == [True] * 5 + [False]
+    assert [s.logprobs for s in engine.submissions] == [2] * 4 + [1, None]
+
+
+def test_bytes_as_numbers_in_a_stream() -> None:
+    with Client(FakeEngine(reports)) as client:
+        fields = {"prompt": "ab", "return_token_ids": True, "stream": True}
+        for echo in (False, True):
+            text = client.complete(**fields, echo=echo).text
+            chunks = [json.loads(line[6:]) for line in text.split("\n\n")[:-2]]
+            choices = [chunk["choices"][0] for chunk in chunks]
+            assert choices[0]["prompt_token_ids"] == [97, 98]
+            assert all(choice["prompt_token_ids"] is None for choice in choices[1:])
+            tokens = [byte for choice in choices for byte in choice["token_ids"]]
+            assert tokens == [0xC3, 0xA9, 0x21]
+            assert "".join(choice["text"] for choice in choices) == ("abé!" if echo else "é!")
+
+
+def test_what_a_slot_held_already_is_told() -> None:
+    with Client(FakeEngine(reports)) as client:
+        usage = client.complete(prompt=["abc", "de"], n=2).json()["usage"]
+        assert usage == {
+            "prompt_tokens": 5,
+            "completion_tokens": 12,
+            "total_tokens": 17,
+            "prompt_tokens_details": {"cached_tokens": 3},
+        }
+        assert client.generate(prompt="abc").json()["usage"]["cached_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1", "/v1/v1/completions"]
+)
+def test_what_is_not_here_says_what_is(path: str) -> None:
+    with Client(FakeEngine(say(b"x"))) as client:
+        response = client.request("POST", path, json={"model": "fake", "messages": []})
+        assert response.status_code == 404
+        assert "/v1/completions" in error_of(response)["message"]
+
+
+def test_nothing_is_left_to_choose_from() -> None:
+    engine = FakeEngine(say(b"x"))
+    with Client(engine) as client:
+        asked = {"prompt": "a", "allowed_token_ids": [0]}
+        response = client.complete(**asked, min_tokens=1)
+        assert (response.status_code, error_of(response)["param"]) == (400, "min_tokens")
+        assert client.complete(**asked).status_code == 200
+        assert client.complete(**asked, min_tokens=1, ignore_eos=True).status_code == 200
+    assert len(engine.submissions) == 2
+
+
 def test_the_model_may_be_left_out() -> None:
     with Client(FakeEngine(say(b"x"))) as client:
         for fields in ({}, {"model": None}, {"model": ""}, {"model": "fake"}):
@@ -278,4 +412,4 @@ def test_defaults_are_openais() -> None:
     with Client(FakeEngine(say(), eos=None)) as client:
         for prompt in ("", ["a", ""], None):
             response = client.complete(prompt=prompt)
-            assert (response.status_code, error_of(response)["param"]) == (422, "prompt")
+            assert (response.status_code, error_of(response)["param"]) == (400, "prompt")

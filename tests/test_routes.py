@@ -50,7 +50,7 @@ def test_an_answer() -> None:
         "mode": "auto",
         "seed": -5,
         "exactness": "exact",
-        "usage": {"prompt_tokens": 2, "completion_tokens": 5},
+        "usage": {"prompt_tokens": 2, "completion_tokens": 5, "cached_tokens": 0},
         "speculation": {
             "rounds": 2,
             "drafted": 8,
@@ -187,6 +187,8 @@ def test_wrong_fields_are_refused_in_the_envelope() -> None:
         (b"null", 422),
         (rb'{"prompt": "\ud800"}', 422),
         (b'{"prompt": "a", "temperature": NaN}', 422),
+        (b'{"prompt": "a", "prompt": "b"}', 422),
+        (b'{"prompt": "a", "x": {"y": 1, "\\u0079": 1}}', 422),
         (b'{"prompt": "a", "temperature": 1e999}', 422),
         (b'{"prompt": "' + b"a" * 16 * 2**20 + b'"}', 413),
     ],

@@ -371,7 +371,7 @@ def test_rows_with_a_prompt_in_common_consume_it_once() -> None:
     assert plan.forks == ((1, 0), (2, 0))
     assert (plan.drafts, plan.chunks) == ({0: 3, 1: 3, 2: 3}, {3: 100})
     ends = {name: event for name, event in deliveries if isinstance(event, Finished)}
-    assert ends.keys() == {"a", "b", "c"}
+    assert {name: end.cached_tokens for name, end in ends.items()} == {"a": 0, "b": 150, "c": 150}
     assert {end.timing.prefill_s for end in ends.values()} <= {1.0, 2.0}
 
 

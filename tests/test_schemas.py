@@ -110,12 +110,13 @@ def test_whatever_passes_is_accepted_by_sampling(values: dict[str, Any]) -> None
         ("temperature", True),
         ("temperature", None),
         ("temperature", []),
-        ("top_k", 1.0),
+        ("top_k", 1.5),
         ("top_k", "1"),
         ("top_k", True),
         ("max_tokens", 0),
         ("max_tokens", 1.5),
-        ("seed", 1.0),
+        ("seed", 0.5),
+        ("seed", 2.0**63),
         ("seed", "7"),
         ("stream", 1),
         ("stream", "true"),
@@ -132,7 +133,7 @@ def test_whatever_passes_is_accepted_by_sampling(values: dict[str, Any]) -> None
         ("stop", ["a", ""]),
         ("stop", "x" * 257),
         ("stop", "é" * 129),
-        ("stop", ["x"] * 17),
+        ("stop", ["x"] * 65),
         ("stop_bytes", "not base64"),
         ("stop_bytes", ["YQ==", "YQ"]),
         ("stop_bytes", ""),
@@ -153,6 +154,7 @@ def test_whatever_passes_is_accepted_by_sampling(values: dict[str, Any]) -> None
         ("request_id", "x" * 129),
         ("request_id", 5),
         ("min_tokens", -1),
+        ("min_tokens", 2**41),
         ("timeout_s", 0),
         ("timeout_s", -1),
         ("timeout_s", "1"),
@@ -220,9 +222,9 @@ def test_stops_of_both_kinds() -> None:
     assert request.stops == ("é".encode(), b"b", b"\x00\xff")
     assert parse(stop="one").stops == (b"one",)
     assert parse(stop=None, stop_bytes=None).stops == ()
-    assert len(parse(stop=["x"] * 8, stop_bytes=["YQ=="] * 8).stops) == 16
-    error = refused(stop=["x"] * 8, stop_bytes=["YQ=="] * 9)
-    assert (error.param, "16" in error.message) == ("stop_bytes", True)
+    assert len(parse(stop=["x"] * 32, stop_bytes=["YQ=="] * 32).stops) == 64
+    error = refused(stop=["x"] * 32, stop_bytes=["YQ=="] * 33)
+    assert (error.param, "64" in error.message) == ("stop_bytes", True)
 
 
 def test_fields_that_exclude_each_other() -> None:
@@ -240,12 +242,21 @@ def test_several_outputs_and_scores() -> None:
     assert parse(logprobs=0).logprobs == 0
     assert parse().logprobs is None
     for field, value in (
-        *(("n", value) for value in (0, 129, True, 1.0, "1", None)),
+        *(("n", value) for value in (0, 129, True, 1.5, "1", None)),
         *(("echo", value) for value in (0, None, "true")),
         *(("logprobs", value) for value in (-1, 21, False, 1.5)),
     ):
         error = refused(**{field: value})
         assert (error.status, error.param) == (422, field)
+
+
+def test_an_integral_float_is_an_integer() -> None:
+    """JSON Schema has one kind of number, and some clients write every number with a point."""
+    integers = {"max_tokens": 16, "min_tokens": 2, "top_k": 5, "seed": -7, "n": 2, "logprobs": 3}
+    floats = {field: float(value) for field, value in integers.items()}
+    assert parse(**floats) == parse(**integers)
+    assert type(parse(seed=16.0).seed) is int
+    assert parse(seed=-0.0).seed == 0
 
 
 def test_no_output_at_all_goes_with_echo_only() -> None:

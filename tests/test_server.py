@@ -89,6 +89,11 @@ def body(index: int) -> dict[str, Any]:
     }
 
 
+def counts(answer: dict[str, Any]) -> dict[str, int]:
+    """An answer's usage but for what its slot happened to hold."""
+    return {name: n for name, n in answer["usage"].items() if name != "cached_tokens"}
+
+
 def test_sixteen_clients_at_once_get_what_each_gets_alone(url: str) -> None:
     def ask(index: int) -> dict[str, Any]:
         response = httpx.post(f"{url}/generate", json=body(index), timeout=60)
@@ -129,7 +134,7 @@ def test_a_stream_carries_the_bytes_of_the_plain_answer(url: str) -> None:
     )
     assert "".join(event["text"] for event in events) == plain["text"]
     assert events[-1]["finish_reason"] == "length"
-    assert events[-1]["usage"] == plain["usage"]
+    assert counts(events[-1]) == counts(plain)
 
 
 def events_of(url: str, path: str, request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -220,8 +225,9 @@ def test_openais_client_gets_what_generate_says(url: str) -> None:
         assert choice.logprobs is not None
         scores = [item["logprob"] for item in answer["logprobs"]]
         assert choice.logprobs.token_logprobs == scores
-    assert whole.usage == usage
+    assert whole.usage is not None
     assert usage is not None
+    assert whole.usage.total_tokens == usage.total_tokens
     assert usage.completion_tokens == sum(a["usage"]["completion_tokens"] for a in own)
 
 
@@ -230,7 +236,7 @@ def test_an_echo_without_scores_is_the_prompt_before_the_output(url: str) -> Non
     plain = httpx.post(f"{url}/generate", json=request).json()
     echoed = httpx.post(f"{url}/generate", json=request | {"echo": True}).json()
     assert base64.b64decode(echoed["bytes"]) == b"abc" + base64.b64decode(plain["bytes"])
-    assert (echoed["usage"], echoed["logprobs"]) == (plain["usage"], None)
+    assert (counts(echoed), echoed["logprobs"]) == (counts(plain), None)
     only = httpx.post(f"{url}/v1/completions", json=request | {"echo": True, "max_tokens": 0})
     assert only.json()["choices"][0]["text"] == "abc"
 
@@ -337,6 +343,32 @@ def test_stop_strings_end_the_output_in_both_modes(url: str) -> None:
         assert answer["finish_reason"] == "stop"
         assert base64.b64decode(answer["bytes"]) == output[: output.index(stop)]
         assert answer["usage"]["completion_tokens"] == output.index(stop)
+
+
+def test_what_a_slot_held_already_is_told(url: str) -> None:
+    request = {"prompt": "held before", "max_tokens": 3, "mode": "base"}
+    usages = [httpx.post(f"{url}/generate", json=request).json()["usage"] for _ in range(2)]
+    assert [usage["cached_tokens"] for usage in usages] == [0, len("held befor")]
+
+
+def test_bytes_that_stop_and_bytes_that_are_allowed_in_both_modes(url: str) -> None:
+    def ask(**fields: Any) -> tuple[bytes, str]:
+        request = {"prompt": "a", "seed": 3, "max_tokens": 60, "ignore_eos": True, **fields}
+        answer = httpx.post(f"{url}/v1/completions", json=request).raise_for_status().json()
+        (choice,) = answer["choices"]
+        assert answer["usage"]["completion_tokens"] == len(base64.b64decode(choice["bytes"]))
+        return base64.b64decode(choice["bytes"]), choice["finish_reason"]
+
+    letters = {"allowed_token_ids": [*b"ACGT"], "logit_bias": {"65": 1}}
+    whole, reason = ask(mode="base", **letters)
+    assert (len(whole), reason, {*whole}) == (60, "length", {*b"ACGT"})
+    end = whole.index(b"G")
+    for mode in ("base", "speculative", "auto"):
+        fields = {"mode": mode, **letters}
+        assert ask(**fields) == (whole, "length")
+        assert ask(stop_token_ids=[*b"G\n"], **fields) == (whole[:end], "stop")
+        included = ask(stop_token_ids=[*b"G\n"], include_stop_str_in_output=True, **fields)
+        assert included == (whole[: end + 1], "stop")
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,34 @@ def test_of_two_complete_at_one_place_the_longer_counts() -> None:
     assert matcher.surplus == 1
 
 
+@given(
+    text=ALPHABET,
+    stops=SMALL_STOPS,
+    cuts=st.lists(st.integers(1, 7), min_size=1, max_size=20),
+    least=st.integers(0, 6),
+)
+def test_a_match_that_is_included_follows_what_comes_before_it(
+    text: bytes, stops: list[bytes], cuts: list[int], least: int
+) -> None:
+    matcher, including = StopMatcher(stops, least), StopMatcher(stops, least, include=True)
+    without, with_it, place, stopped = b"", b"", 0, False
+    for size in cuts:
+        part, place = text[place : place + size], place + size
+        output, found = matcher.feed(part)
+        without += output
+        output, stopped = including.feed(part)
+        with_it += output
+        assert stopped == found
+        if stopped:
+            break
+    if stopped:
+        assert with_it in {without + stop for stop in stops}
+        assert text.startswith(with_it)
+    else:
+        assert with_it == without
+    assert including.surplus == matcher.surplus
+
+
 def test_nothing_is_held_that_cannot_begin_a_stop_string() -> None:
     matcher = StopMatcher([b"###"])
     assert matcher.feed(b"text #") == (b"text ", False)
