@@ -185,6 +185,6 @@ def token_text(byte: int) -> str:
     return chr(byte) if byte < 0x80 else f"bytes:\\x{byte:02x}"
 
 
-def is_utf8(output: bytes) -> bool:
+def is_utf8(output: bytes | bytearray) -> bool:
     """Whether the text of an output says all of it."""
     return output.decode(errors="replace").encode() == output

@@ -5,9 +5,8 @@ Knows nothing of how they travel.
 
 import codecs
 import time
-from base64 import b64decode
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from server.answers import SpeculationFigures, TimingFigures, is_utf8, token_text
 from server.errors import ApiError
@@ -45,9 +44,9 @@ class CompletionForm:
         self._encoders = [OutputEncoder() for _ in submissions]
         self._offsets = [_Offsets() for _ in submissions]
         self._outputs = [bytearray() for _ in submissions]
-        """What streams have shown."""
+        """What has been shown."""
         self._begun: set[int] = set()
-        """Choices of which something has been told."""
+        """Choices of which the prompt has been told."""
         self._written = [0 for _ in submissions]
         self._cached = [0 for _ in submissions]
 
@@ -57,22 +56,20 @@ class CompletionForm:
             self._count(index, finished)
             prompt = self._submissions[index].prompt
             size = len(prompt) if self._asked.tells_prompt and finished.begun else 0
-            choice = self._choice(index, *_split(finished, size), finished)
-            choices.append(choice)
-            figures.append(self._figures(index, finished, b64decode(choice.bytes)))
+            choices.append(self._choice(index, finished, size))
+            figures.append(self._figures(index, finished))
         completion = self._completion(choices, self._usage(), figures)
-        return completion.model_dump_json(exclude=self._absent()).encode()
+        return completion.model_dump_json(exclude_unset=True).encode()
 
     def piece(self, choice: int, event: Progress | Finished) -> Iterator[bytes]:
         self._count(choice, event)
         echoed = isinstance(event, Progress) and event.echo
-        told = self._choice(choice, *_split(event, len(event.output) if echoed else 0), event)
-        self._outputs[choice] += b64decode(told.bytes)
+        told = self._choice(choice, event, len(event.output) if echoed else 0)
         usage = self._usage() if self._asked.continuous_usage else None
         if isinstance(event, Progress):
             yield self._chunk(self._completion([told], usage))
             return
-        figures = self._figures(choice, event, bytes(self._outputs[choice]))
+        figures = self._figures(choice, event)
         yield self._chunk(self._completion([told], usage, [figures]))
 
     def error(self, error: ApiError) -> Iterator[bytes]:
@@ -85,21 +82,8 @@ class CompletionForm:
         yield _DONE
 
     def _chunk(self, completion: Completion) -> bytes:
-        absent = self._absent()
-        if completion.specdec is None:
-            absent["specdec"] = True
-        if not self._asked.include_usage:
-            absent["usage"] = True
-        return server_sent_event(completion.model_dump(mode="json", exclude=absent))
-
-    def _absent(self) -> dict[str, Any]:
-        """What is left out because nobody asked for it."""
-        fields = set()
-        if not self._asked.return_token_ids:
-            fields |= {"token_ids", "prompt_token_ids"}
-        if self._asked.prompt_logprobs is None:
-            fields.add("prompt_logprobs")
-        return {"choices": {"__all__": fields}}
+        # what nobody asked for is not set
+        return server_sent_event(completion.model_dump(mode="json", exclude_unset=True))
 
     def _completion(
         self,
@@ -108,44 +92,43 @@ class CompletionForm:
         figures: list[ChoiceFigures] | None = None,
     ) -> Completion:
         first = self._submissions[0]
-        extras = figures and Extras(
-            request_id=first.request_id,
-            mode=first.mode,
-            exactness=self._info.exactness,
-            choices=figures,
-        )
+        told: dict[str, Any] = {}
+        if usage is not None or self._asked.include_usage:
+            told["usage"] = usage
+        if figures is not None:
+            told["specdec"] = Extras(
+                request_id=first.request_id,
+                mode=first.mode,
+                exactness=self._info.exactness,
+                choices=figures,
+            )
         return Completion(
             id=f"cmpl-{first.request_id}",
+            object="text_completion",
             created=self._created,
             model=self._info.model_name,
             choices=choices,
-            usage=usage,
-            specdec=extras or None,
+            **told,
         )
 
-    def _choice(
-        self, index: int, echo: "_Part", output: "_Part", event: Progress | Finished
-    ) -> CompletionChoice:
-        asked, prompt = self._asked, self._submissions[index].prompt
-        shown = _Part(echo.text + output.text, echo.scores + output.scores)
+    def _choice(self, index: int, event: Progress | Finished, prompt_size: int) -> CompletionChoice:
+        """So many first bytes of an event's output are the prompt's."""
+        asked, output, scores = self._asked, event.output, event.logprobs
+        told: dict[str, Any] = {"index": index, "finish_reason": None}
+        if asked.return_token_ids:
+            first = index not in self._begun
+            self._begun.add(index)
+            told["prompt_token_ids"] = list(self._submissions[index].prompt) if first else None
+            told["token_ids"] = list(output[prompt_size:])
+        if (wanted := asked.prompt_logprobs) is not None:
+            told["prompt_logprobs"] = [_prompt_logprob(s, wanted) for s in scores[:prompt_size]]
         if not asked.echo:
-            shown = output
-        finished = isinstance(event, Finished)
-        first = index not in self._begun
-        self._begun.add(index)
-        return CompletionChoice(
-            index=index,
-            **self._encoders[index].encode(shown.text, final=finished),
-            finish_reason=_finish_reason(event.reason) if isinstance(event, Finished) else None,
-            logprobs=self._logprobs(index, shown.scores),
-            prompt_token_ids=list(prompt) if asked.return_token_ids and first else None,
-            token_ids=list(output.text) if asked.return_token_ids else None,
-            prompt_logprobs=(
-                None
-                if asked.prompt_logprobs is None
-                else [_prompt_logprob(item, asked.prompt_logprobs) for item in echo.scores]
-            ),
-        )
+            output, scores = output[prompt_size:], scores[prompt_size:]
+        self._outputs[index] += output
+        told |= self._encoders[index].encode(output, final=isinstance(event, Finished))
+        if isinstance(event, Finished):
+            told["finish_reason"] = _finish_reason(event.reason)
+        return CompletionChoice(logprobs=self._logprobs(index, scores), **told)
 
     def _logprobs(self, index: int, scores: Sequence[ByteLogprob]) -> CompletionLogprobs | None:
         wanted = self._asked.logprobs
@@ -160,11 +143,11 @@ class CompletionForm:
             text_offset=[self._offsets[index].of(item.byte) for item in scores],
         )
 
-    def _figures(self, index: int, finished: Finished, output: bytes) -> ChoiceFigures:
+    def _figures(self, index: int, finished: Finished) -> ChoiceFigures:
         return ChoiceFigures(
             index=index,
             seed=self._submissions[index].seed,
-            utf8_valid=is_utf8(output),
+            utf8_valid=is_utf8(self._outputs[index]),
             finish_reason=finished.reason,
             speculation=SpeculationFigures.of(finished),
             timing=TimingFigures.of(finished),
@@ -188,19 +171,6 @@ class CompletionForm:
             total_tokens=prompts + written,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(self._cached[::n])),
         )
-
-
-class _Part(NamedTuple):
-    """Some bytes of a choice, and what they score if anyone wants it."""
-
-    text: bytes
-    scores: tuple[ByteLogprob, ...]
-
-
-def _split(event: Progress | Finished, size: int) -> tuple[_Part, _Part]:
-    """Output up to a size, and what is behind it."""
-    output, scores = event.output, event.logprobs
-    return _Part(output[:size], scores[:size]), _Part(output[size:], scores[size:])
 
 
 def _finish_reason(reason: FinishReason) -> Literal["stop", "length"]:

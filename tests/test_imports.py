@@ -15,9 +15,14 @@ ALLOWED = {
     "train": {"train", "specdec"},
     "bench": OURS,
 }
-ONLY_IN_SERVER = {"fastapi", "fastapi_offline", "starlette", "uvicorn", "pydantic", "pydantic_settings"} | {
-    "prometheus_client"
-}
+ONLY_IN_SERVER = {
+    "fastapi",
+    "fastapi_offline",
+    "starlette",
+    "uvicorn",
+    "pydantic",
+    "pydantic_settings",
+} | {"prometheus_client"}
 CORE = {"torch", "numpy", "safetensors"}
 
 
