@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="how far back")
     parser.add_argument("--until", type=float, help="Unix time of the end; now if left out")
     parser.add_argument("--window", default="15s", help="what rates are taken over")
+    parser.add_argument("--job", default="specdec", help="the scrape job's name")
     parser.add_argument("--out", type=Path, default=Path("docs/dashboard.png"))
     asked = parser.parse_args()
     end = asked.until or time.time()
@@ -75,9 +76,8 @@ def main() -> None:
         lines = 0
         for target in panel["targets"]:
             expression = target["expr"].replace("$__rate_interval", asked.window)
-            for series in query(
-                asked.prometheus, expression.replace("$instance", ".*"), begin, end
-            ):
+            expression = expression.replace("$job", asked.job).replace("$instance", ".*")
+            for series in query(asked.prometheus, expression, begin, end):
                 times = [(float(at) - begin) / 60 for at, _ in series["values"]]
                 values = [float(value) * scale for _, value in series["values"]]
                 axis.plot(

@@ -10,14 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from server.ledger import Figures
@@ -170,9 +165,13 @@ class Metrics:
     def rejected(self, reason: str) -> None:
         self.rejections.labels(reason).inc()
 
-    def exposition(self) -> bytes:
-        """Everything in Prometheus' text format."""
-        return generate_latest(self._exposed)
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Everything, and what it is: OpenMetrics for whom accepts it, else Prometheus' text."""
+        try:
+            encode, media_type = choose_encoder(accept)
+        except TypeError:  # a version that is no number
+            encode, media_type = choose_encoder("")
+        return encode(self._exposed), media_type
 
 
 class RequestMeter:

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -129,8 +128,12 @@ async def version_(service: ServiceOf) -> Version:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}}, **documented_errors(401)},
+    responses={
+        200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}},
+        **documented_errors(401),
+    },
 )
-async def metrics(service: ServiceOf) -> Response:
-    """Metrics for Prometheus."""
-    return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+async def metrics(request: Request, service: ServiceOf) -> Response:
+    """Metrics for Prometheus, as OpenMetrics where `Accept` names it."""
+    content, media_type = service.metrics.exposition(request.headers.get("accept", ""))
+    return Response(content, media_type=media_type)

@@ -1,13 +1,17 @@
 """Checkpoint directories: written whole, read with every field and tensor checked.
 
     config.json, generation_config.json        `specdec.hf_config`
-    model.safetensors                          or shards and an index, where others wrote them
+    model.safetensors                          or shards, where others wrote them
+    model.safetensors.index.json               names the model's files and tensors alone
     tokenizer.json, tokenizer_config.json      `specdec.tokenizer_files`; written, never read
     prophet_config.json, prophet.safetensors   `specdec.prophet_config`; only with a prophet
 
-Knows the layout of the directory and Hugging Face's tensor names.  Each file is replaced at once,
-the directory is not: a save cut short over an older checkpoint leaves files of both.  Does not
-know the model card or the training record that a trainer lays next to these files.
+Knows the layout of the directory and Hugging Face's tensor names.  Other programs read every
+*.safetensors that lies there unless an index names some: it keeps them from the prophet.
+
+Each file is replaced at once, the directory is not: a save cut short over an older checkpoint
+leaves files of both.  Does not know the model card or the training record that a trainer lays
+next to these files.
 """
 
 import json
@@ -42,6 +46,7 @@ __all__ = [
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
 PROPHET_CONFIG = "prophet_config.json"
 PROPHET_WEIGHTS = "prophet.safetensors"
 
@@ -78,8 +83,15 @@ def save_checkpoint(
 
 
 def save_prophet(directory: Path, prophet: Prophet, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Puts a prophet beside the model of a checkpoint, which it must fit."""
+    """Puts a prophet beside the model of a checkpoint, which it must fit.
+
+    A model that lies in one file gets its index, which whoever wrote it had no need of.
+    """
     contents = _prophet_files(directory, prophet, read_model_config(directory), dtype)
+    if (directory / WEIGHTS).is_file():
+        with TensorFile(directory / WEIGHTS) as file:
+            sizes = {name: stored.read().nbytes for name, stored in file.tensors.items()}
+        contents = {WEIGHTS_INDEX: _index(sizes), **contents}
     for name, data in contents.items():
         write_atomically(directory / name, data)
 
@@ -189,13 +201,23 @@ def _model_files(directory: Path, model: ByteLlama, dtype: torch.dtype) -> dict[
     with naming(directory / CONFIG):
         if model_config(described) != model.config:
             raise ValueError("would not read back as the model's configuration")
+    tensors = hugging_face_tensors(model)
+    sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in tensors.items()}
+    end, context = model.config.eos_token_id, model.config.max_position_embeddings
     return {
         CONFIG: _json(described),
         GENERATION_CONFIG: _json(special_tokens(model.config)),
-        "tokenizer.json": _json(tokenizer_json()),
-        "tokenizer_config.json": _json(tokenizer_config()),
-        WEIGHTS: tensor_bytes(directory / WEIGHTS, hugging_face_tensors(model), dtype),
+        "tokenizer.json": _json(tokenizer_json(end)),
+        "tokenizer_config.json": _json(tokenizer_config(end, context)),
+        WEIGHTS: tensor_bytes(directory / WEIGHTS, tensors, dtype),
+        WEIGHTS_INDEX: _index(sizes),
     }
+
+
+def _index(sizes: Mapping[str, int]) -> bytes:
+    """Says that the tensors, of these sizes in bytes, are all in one file."""
+    places = dict.fromkeys(sorted(sizes), WEIGHTS)
+    return _json({"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})
 
 
 def _prophet_files(

@@ -45,6 +45,12 @@ def _require_finite(path: Path, name: str, tensor: Tensor) -> None:
         raise CheckpointError(f"{path}: tensor {name} holds values that are not finite")
 
 
+def _missing(path: Path, why: str = "") -> CheckpointError:
+    pickles = sorted(p.name for p in path.parent.iterdir() if p.suffix in PICKLES)
+    hint = f"; {pickles[0]} is there, but pickles are never loaded" if pickles else ""
+    return CheckpointError(f"{path} is missing{why}{hint}")
+
+
 @dataclass(frozen=True)
 class Stored:
     """A tensor on disk: its file, and what reads it."""
@@ -105,9 +111,7 @@ class TensorFile:
         elif index.is_file():
             self._add_shards(index)
         else:
-            pickles = sorted(p.name for p in self.path.parent.iterdir() if p.suffix in PICKLES)
-            hint = f"; {pickles[0]} is there, but pickles are never loaded" if pickles else ""
-            raise CheckpointError(f"{self.path} is missing{hint}")
+            raise _missing(self.path)
 
     def _add(self, path: Path) -> None:
         try:
@@ -133,7 +137,7 @@ class TensorFile:
                 )
         for shard in sorted(set(places.values())):
             if not index.with_name(shard).is_file():
-                raise CheckpointError(f"{index}: {shard} is missing")
+                raise _missing(index.with_name(shard), f", which {index.name} names")
             self._add(index.with_name(shard))
         for name, shard in places.items():
             if name not in self.tensors or self.tensors[name].path.name != shard:

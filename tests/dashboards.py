@@ -20,12 +20,19 @@ def panels() -> list[dict[str, Any]]:
     return [panel for panel in board["panels"] if panel["type"] != "row"]
 
 
-def queries(window: str, instance: str = ".*") -> Iterator[tuple[str, str, str]]:
+def variables() -> list[dict[str, Any]]:
+    """What the dashboard asks its reader to choose."""
+    listed: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["templating"]["list"]
+    return listed
+
+
+def queries(window: str, job: str = ".*") -> Iterator[tuple[str, str, str]]:
     """(panel's title, legend, expression) with the dashboard's variables filled in."""
     for panel in panels():
         for target in panel["targets"]:
             expression = target["expr"].replace("$__rate_interval", window)
-            yield panel["title"], target["legendFormat"], expression.replace("$instance", instance)
+            expression = expression.replace("$job", job).replace("$instance", ".*")
+            yield panel["title"], target["legendFormat"], expression
 
 
 def rules() -> list[dict[str, Any]]:

@@ -14,13 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as tensor_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from specdec.checkpoint import (
     CheckpointError,
@@ -28,13 +26,13 @@ from specdec.checkpoint import (
     load_prophet,
     read_model_config,
     save_checkpoint,
+    save_prophet,
     write_atomically,
 )
 from specdec.config import BlockConfig, ModelConfig, ProphetConfig
 from specdec.kinds import build_prophet
 from specdec.model import ByteLlama
 from specdec.prophet import Prophet
-from specdec.tokenizer_files import byte_alphabet
 
 MODEL_BLOCK = BlockConfig(
     hidden_size=24,
@@ -62,6 +60,7 @@ FILES = {
     "config.json",
     "generation_config.json",
     "model.safetensors",
+    "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }
@@ -621,6 +620,77 @@ def test_a_tensor_in_two_shards_is_refused(sharded: Path) -> None:
     assert_refused(lambda: load_model(sharded), SECOND, "lm_head.weight", FIRST)
 
 
+# --- the index, for others ---
+
+INDEX = "model.safetensors.index.json"
+
+
+def read_by_others(directory: Path) -> dict[str, Tensor]:
+    """What vLLM and SGLang read: every *.safetensors, of which an index, if any, picks some."""
+    files = set(directory.glob("*.safetensors"))
+    if (directory / INDEX).is_file():
+        files &= {directory / name for name in read_json(directory / INDEX)["weight_map"].values()}
+    assert files
+    return {name: tensor for path in files for name, tensor in read_tensors(path).items()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_other_loaders_meet_the_model_alone(tmp_path: Path, tied: bool) -> None:
+    model, prophet = built(replace(MODEL, tie_word_embeddings=tied))
+    save_checkpoint(tmp_path, model, prophet)
+    with torch.device("meta"):
+        theirs = LlamaForCausalLM(LlamaConfig.from_pretrained(tmp_path, local_files_only=True))
+    expected = {name for name, _ in theirs.named_parameters()}
+    found = read_by_others(tmp_path)
+    assert found.keys() == expected
+    index = read_json(tmp_path / INDEX)
+    assert index["weight_map"] == dict.fromkeys(expected, "model.safetensors")
+    assert index["metadata"] == {"total_size": sum(tensor.nbytes for tensor in found.values())}
+    (tmp_path / INDEX).unlink()
+    assert read_by_others(tmp_path).keys() > expected  # so the index is what keeps it away
+
+
+def test_an_index_may_name_one_file(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "weights.safetensors")
+    assert_refused(
+        lambda: load_model(directory), f"{directory}/model.safetensors is missing", INDEX
+    )
+    places = read_json(directory / INDEX)["weight_map"]
+    change_json(directory / INDEX, weight_map=dict.fromkeys(places, "weights.safetensors"))
+    assert_same_weights(load_model(directory), built()[0])
+
+
+@pytest.mark.parametrize("older", [None, {"weight_map": {"other": FIRST}}])
+def test_a_prophet_beside_a_model_in_one_file_brings_an_index(
+    saved: Path, tmp_path: Path, older: Any
+) -> None:
+    model, prophet = built()
+    save_checkpoint(tmp_path, model, None, torch.float32)
+    (tmp_path / INDEX).unlink()
+    if older:
+        (tmp_path / INDEX).write_text(json.dumps(older))
+    save_prophet(tmp_path, prophet, torch.float32)
+    assert names(tmp_path) == FILES | PROPHET_FILES
+    assert (tmp_path / INDEX).read_bytes() == (saved / INDEX).read_bytes()
+
+
+def test_a_prophet_beside_shards_leaves_their_index(sharded: Path) -> None:
+    index = (sharded / INDEX).read_bytes()
+    save_prophet(sharded, built()[1])
+    assert (sharded / INDEX).read_bytes() == index
+
+
+def test_the_shipped_checkpoint_is_what_is_written_today(tmp_path: Path) -> None:
+    shipped = Path(__file__).parent.parent / "checkpoints" / "default"
+    save_checkpoint(
+        tmp_path, load_model(shipped, torch.bfloat16), load_prophet(shipped, torch.bfloat16)
+    )
+    assert names(tmp_path) == FILES | PROPHET_FILES
+    assert [
+        n for n in names(tmp_path) if (tmp_path / n).read_bytes() != (shipped / n).read_bytes()
+    ] == []
+
+
 # --- the prophet's configuration ---
 
 
@@ -804,54 +874,3 @@ def test_what_transformers_writes_is_read(tmp_path: Path, tied: bool) -> None:
     theirs.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     assert (tmp_path / "shards" / "model.safetensors.index.json").is_file()
     assert_same_weights(load_model(tmp_path / "shards"), model)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(saved: Path) -> Any:
-    return AutoTokenizer.from_pretrained(saved, local_files_only=True)
-
-
-TEXTS = [
-    "",
-    "plain",
-    " leading and  double  spaces ",
-    "don't , or . split",
-    "Größe Übermäßig",
-    "漢字かな交じり文",
-    "👩‍👩‍👧‍👦 🇩🇪 🤔",
-    "e\u0301 and \u00e9 stay apart",
-    "\x00\x01\x02\x0b\x1b\x7f\x80\xad",
-    "\n\n\n\r\n\t\t\n",
-    "<s></s><unk><pad><|endoftext|>",
-    "".join(byte_alphabet()),
-]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_transformers_tokens_are_the_bytes(tokenizer: Any, text: str) -> None:
-    ids = tokenizer(text).input_ids
-    assert ids == list(text.encode())
-    assert tokenizer.encode(text, add_special_tokens=True) == ids
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.decode(ids, skip_special_tokens=True) == text
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text())
-def test_transformers_tokens_of_any_text_are_its_bytes(tokenizer: Any, text: str) -> None:
-    ids = tokenizer(text).input_ids
-    assert ids == list(text.encode())
-    assert tokenizer.decode(ids) == text
-
-
-def test_the_tokenizer_has_the_256_bytes_and_nothing_else(tokenizer: Any) -> None:
-    assert len(tokenizer) == tokenizer.vocab_size == 256
-    assert tokenizer.all_special_tokens == []
-    assert tokenizer.get_added_vocab() == {}
-    assert tokenizer.convert_ids_to_tokens(list(b"a b\n")) == ["a", "Ġ", "b", "Ċ"]
-    assert [byte_alphabet()[byte] for byte in b"a b"] == ["a", "Ġ", "b"]
-
-
-def test_long_text_is_tokenized_in_one_piece(tokenizer: Any) -> None:
-    text = "naïve text, 20 kB of it\n" * 800
-    assert tokenizer(text).input_ids == list(text.encode())

@@ -1,7 +1,9 @@
 """The dashboard, the rules and their documentation fit the metrics that there are."""
 
+import re
+
 import yaml
-from dashboards import DASHBOARD, NEEDS_GPU, PROMETHEUS, all_series, panels, rules
+from dashboards import DASHBOARD, NEEDS_GPU, PROMETHEUS, all_series, panels, rules, variables
 from fake_engine import Client, FakeEngine, say
 from ops import ROOT
 
@@ -26,7 +28,6 @@ def test_panels_are_complete_and_do_not_overlap() -> None:
     for panel in panels():
         assert panel["title"]
         assert panel["targets"]
-        assert panel["datasource"] == {"type": "prometheus", "uid": "prometheus"}
         place = panel["gridPos"]
         cells = {
             (x, y)
@@ -36,6 +37,38 @@ def test_panels_are_complete_and_do_not_overlap() -> None:
         assert not cells & taken
         assert all(x < 24 for x, _ in cells)
         taken |= cells
+
+
+def test_whoever_imports_the_dashboard_chooses_source_job_and_server() -> None:
+    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    source, job, instance = variables()
+    assert (source["name"], source["type"], source["query"]) == (
+        "datasource",
+        "datasource",
+        "prometheus",
+    )
+    assert [job["name"], instance["name"]] == ["job", "instance"]
+    assert 'job=~"$job"' in instance["query"]["query"]
+    for variable in (job, instance):
+        assert variable["datasource"] == chosen
+        assert variable["includeAll"]
+    for panel in panels():
+        assert panel["datasource"] == chosen
+        for target in panel["targets"]:
+            assert target["datasource"] == chosen
+            # whatever is selected is selected among the chosen servers
+            names = re.findall(r"\b(?:up|(?:specdec|process)_\w+)\b", target["expr"])
+            selected = re.findall(r'\w+{job=~"\$job", instance=~"\$instance"', target["expr"])
+            assert len(selected) == len(names) > 0, target["expr"]
+
+
+def test_no_query_and_no_rule_names_a_job() -> None:
+    named = re.compile(r'job\s*=~?\s*"(?!\$job")')
+    asked = [target["expr"] for panel in panels() for target in panel["targets"]]
+    asked += [variable["query"]["query"] for variable in variables()[1:]]
+    asked += [rule["expr"] for rule in rules()]
+    assert [expression for expression in asked if named.search(expression)] == []
+    assert named.search('up{job="specdec"}')
 
 
 def test_every_alert_is_tested_and_documented() -> None:
@@ -57,7 +90,10 @@ def test_grafana_finds_what_it_is_given() -> None:
     (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())[
         "datasources"
     ]
-    assert source["uid"] == "prometheus"
+    # what "default" stands for, which is what the dashboard opens with
+    assert source["isDefault"]
+    assert source["type"] == variables()[0]["query"]
+    assert variables()[0]["current"]["value"] == "default"
     (provider,) = yaml.safe_load((provisioning / "dashboards/specdec.yaml").read_text())[
         "providers"
     ]

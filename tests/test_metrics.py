@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import pytest
 from fake_engine import STATUS, TIMING, Client, FakeEngine, finished, say
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.ledger import BOUNDS, PHASES, Figures
@@ -85,6 +88,54 @@ def test_names_are_those_that_dashboards_know() -> None:
         "specdec_build_info": "gauge",
         "specdec_exactness": "gauge",
     }
+
+
+SCRAPER = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+"""What Prometheus 3 accepts."""
+
+
+def told(engine: FakeEngine, accept: str) -> tuple[str, str]:
+    """Content type and text of a scrape after a request."""
+    engine.told = Figures(gpu=GpuMemory(1, 2, 3, 4), pid=os.getppid())
+    with Client(engine) as client:
+        client.generate(prompt="xy", mode="speculative")
+        response = client.get("/metrics", accept=accept)
+    assert response.status_code == 200
+    return response.headers["content-type"], response.text
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text", SCRAPER])
+def test_openmetrics_for_whom_asks_for_it(accept: str) -> None:
+    engine = FakeEngine(say(b"abc", b"d", rest=b"e"))
+    kind, text = told(engine, accept)
+    assert kind.startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    assert text.endswith("# EOF\n")
+    families = {family.name: family for family in openmetrics_families(text)}
+    plain = list(text_string_to_metric_families(told(engine, "text/plain")[1]))
+    assert families.keys() == {family.name for family in plain}
+    for family in plain:
+        assert families[family.name].type == family.type
+        samples = {(s.name, *sorted(s.labels.items())) for s in family.samples}
+        found = families[family.name].samples
+        assert {(s.name, *sorted(s.labels.items())) for s in found} == samples
+        assert not any(s.exemplar for s in found)
+    assert families["specdec_generation_tokens"].type == "counter"
+    assert families["specdec_gpu_memory_bytes"].samples
+    assert families["specdec_engine_process_resident_memory_bytes"].samples
+
+
+@pytest.mark.parametrize(
+    "accept", ["", "*/*", "text/html, text/plain", "application/openmetrics-text;version=later"]
+)
+def test_prometheus_text_for_all_others(accept: str) -> None:
+    kind, text = told(FakeEngine(say(b"abc")), accept)
+    assert kind == "text/plain; version=0.0.4; charset=utf-8"
+    assert "# EOF" not in text
+    assert "# TYPE specdec_generation_tokens_total counter" in text
 
 
 def test_a_speculative_request() -> None:

@@ -35,7 +35,7 @@ def settled(client: Client, checks: int, mode: str = "speculative") -> dict[str,
         await until(lambda: counted() >= checks)
 
     def counted() -> float:
-        samples = samples_in(client.app.state.service.metrics.exposition().decode())
+        samples = samples_in(client.app.state.service.metrics.exposition("")[0].decode())
         for name in (CHECKED, DIFFERED):
             told[name] = value(samples, name, mode=mode)
         told[SKIPPED] = value(samples, SKIPPED)

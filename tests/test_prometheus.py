@@ -21,6 +21,7 @@ from ops import ROOT, tool
 pytestmark = pytest.mark.slow
 
 WINDOW = "20s"
+JOB = "byte-models"
 CONSTANT = {
     "specdec_num_slots",
     "specdec_num_requests_waiting_max",
@@ -75,13 +76,13 @@ def eventually(holds: Callable[[], object], seconds: float) -> bool:
 
 
 def configured(directory: Path, server_port: int) -> Path:
-    """The configuration that ships, with this server as its target and less patience."""
+    """The configuration that ships, for this server, with less patience and another job's name."""
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(PROMETHEUS / name) for name in config["rule_files"]]
     jobs = {job["job_name"]: job for job in config["scrape_configs"]}
     jobs["specdec"]["static_configs"] = [{"targets": [f"127.0.0.1:{server_port}"]}]
-    config["scrape_configs"] = [jobs["specdec"]]
+    config["scrape_configs"] = [{**jobs["specdec"], "job_name": JOB}]
     path = directory / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -163,7 +164,7 @@ def test_every_panel_has_data(watched: Watched) -> None:
     load(watched.url, time.monotonic() + 10)
     empty = [
         (title, legend)
-        for title, legend, expression in queries(WINDOW)
+        for title, legend, expression in queries(WINDOW, JOB)
         if NEEDS_GPU not in expression and not watched.values(expression)
     ]
     assert empty == []
@@ -182,13 +183,15 @@ def test_rules_are_evaluated(watched: Watched) -> None:
 def test_a_server_that_is_gone_is_noticed(watched: Watched) -> None:
     """The last test: it ends the server."""
 
-    def alerts() -> set[str]:
-        return {alert["labels"]["alertname"] for alert in watched.ask("alerts")["alerts"]}
+    def alerts() -> set[tuple[str, str]]:
+        told = [alert["labels"] for alert in watched.ask("alerts")["alerts"]]
+        return {(labels["alertname"], labels.get("job", "")) for labels in told}
 
-    assert "SpecdecDown" not in alerts()
+    down = ("SpecdecDown", JOB)
+    assert down not in alerts()
     watched.server.terminate()
     assert watched.server.wait(60) == 0
-    assert eventually(lambda: "SpecdecDown" in alerts(), 30)
+    assert eventually(lambda: down in alerts(), 30)
 
 
 def test_alerts_fire_when_they_should() -> None:
