@@ -13,7 +13,10 @@ from server.access import KeyGuard
 from server.deadline import ReadDeadline
 from server.engine_like import EngineLike
 from server.errors import REQUEST_ID, install_handlers
+from server.head import HeadAsGet
+from server.last_resort import LastResort
 from server.openapi import document_keys
+from server.request_id import RequestIds
 from server.routes import router
 from server.service import Service
 from server.settings import Settings
@@ -42,6 +45,9 @@ def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> Fa
     app.include_router(router)
     app.include_router(openai_routes.router)
     install_handlers(app)
+    # each is around those above it
+    app.add_middleware(LastResort)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(ReadDeadline, seconds=settings.client_seconds)
     keys = settings.all_keys
     if keys:
@@ -57,4 +63,5 @@ def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> Fa
             allow_headers=("Authorization", "Content-Type", REQUEST_ID),
             expose_headers=(REQUEST_ID, "Retry-After"),
         )
+    app.add_middleware(RequestIds)
     return app

@@ -1,8 +1,6 @@
 """The way in, the same for every endpoint that writes text: from a body to a flight."""
 
 import asyncio
-import re
-import uuid
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -24,6 +22,7 @@ from server.errors import (
 )
 from server.flight import Flight
 from server.messages import EngineInfo, Submission
+from server.request_id import given_id
 from server.resolution import resolve
 from server.schemas import REQUEST_ID_PATTERN, DecodingRequest
 from server.service import Service
@@ -54,8 +53,6 @@ class Accepted(Generic[Asked]):
 
 async def accept(request: Request, service: Service, schema: type[Asked]) -> Accepted[Asked]:
     """Reads, checks and submits a request; an `ApiError` if any of that cannot be."""
-    # told in errors too, and instead of the header once the body names another
-    request.state.request_id = given_id(request)
     try:
         # an overloaded server does not even read the body
         info = service.check_room(0).info
@@ -65,8 +62,7 @@ async def accept(request: Request, service: Service, schema: type[Asked]) -> Acc
             asked = schema.model_validate_json(body)
         except ValidationError as error:
             raise from_validation(error, body) from None
-        request_id = _request_id(asked, request)
-        request.state.request_id = request_id
+        request_id = request.state.request_id = _request_id(asked, request)
         submissions = resolve(asked, request_id, info, service.settings)
         flight = service.submit(submissions)
     except ApiError as error:
@@ -79,6 +75,10 @@ async def _read(request: Request, settings: Settings) -> bytes:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("the Content-Type must be application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        message = "Content-Encoding: bodies are taken as they are, not compressed"
+        code = "unsupported_content_encoding"
+        raise UnsupportedMediaType(message, "Content-Encoding", code)
     body, most = bytearray(), settings.max_body_bytes
     try:
         async with asyncio.timeout(settings.client_seconds), aclosing(request.stream()) as chunks:
@@ -110,14 +110,8 @@ def _check_fields(body: bytes) -> None:
             raise InvalidField(f"{where}there are more than {MOST_FIELDS} fields", param)
 
 
-def given_id(request: Request) -> str | None:
-    """The id in the header, if it is one."""
-    header = request.headers.get(REQUEST_ID)
-    return header if header and re.fullmatch(REQUEST_ID_PATTERN, header) else None
-
-
 def _request_id(asked: DecodingRequest, request: Request) -> str:
-    header = given_id(request)
-    if header is None and REQUEST_ID in request.headers:  # whichever id counts
+    if REQUEST_ID in request.headers and given_id(request.scope) is None:  # whichever id counts
         raise InvalidField(f"{REQUEST_ID}: must match {REQUEST_ID_PATTERN}", REQUEST_ID)
-    return asked.request_id or header or uuid.uuid4().hex
+    request_id: str = asked.request_id or request.state.request_id
+    return request_id
