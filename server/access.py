@@ -4,11 +4,9 @@ import hmac
 from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError, KeyNeeded, respond
-from server.intake import given_id
 
 
 class KeyGuard:
@@ -35,10 +33,8 @@ class KeyGuard:
             await self._app(scope, receive, send)
             return
         error = KeyNeeded()
-        request = Request(scope, receive)
-        request.state.request_id = given_id(request)
-        self._refused(error, request.state.request_id)
-        await respond(request, error)(scope, receive, send)
+        self._refused(error, scope["state"]["request_id"])
+        await respond(error)(scope, receive, send)
 
     def _knows(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")

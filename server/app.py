@@ -15,7 +15,10 @@ from server.cors import OtherOrigins
 from server.deadline import ReadDeadline
 from server.engine_like import EngineLike
 from server.errors import install_handlers
+from server.head import HeadAsGet
+from server.last_resort import LastResort
 from server.openapi import complete
+from server.request_id import RequestIds
 from server.routes import router
 from server.service import Service
 from server.settings import Settings
@@ -55,6 +58,9 @@ def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> Fa
     app.include_router(openai_routes.router)
     app.include_router(tokenizer_routes.router)
     install_handlers(app)
+    # each is around those above it
+    app.add_middleware(LastResort)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(ReadDeadline, seconds=settings.client_seconds)
     keys = settings.all_keys
     open_paths = _OPEN | ({"/metrics"} if settings.open_metrics else set())
@@ -75,4 +81,5 @@ def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> Fa
     if settings.cors_origins:
         # around the guard: a browser asks without a key whether it may ask with one
         app.add_middleware(OtherOrigins, origins=settings.cors_origins)
+    app.add_middleware(RequestIds)
     return app

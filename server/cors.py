@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -34,7 +33,6 @@ class OtherOrigins(CORSMiddleware):
             return answer
         # as plain text: "Disallowed CORS origin, method"
         message = bytes(answer.body).decode()
-        scope = {"type": "http", "headers": []}
-        refusal = respond(Request(scope), ApiError(message, None, "cors_refused", 400))
+        refusal = respond(ApiError(message, None, "cors_refused", 400))
         refusal.headers["Vary"] = "Origin"
         return refusal

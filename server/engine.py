@@ -18,7 +18,16 @@ import torch
 from server.draft_lengths import DraftLengths
 from server.ledger import Figures, Ledger
 from server.memory import gpu_memory
-from server.messages import Deliver, EngineInfo, EngineStatus, Event, Failed, Progress, Submission
+from server.messages import (
+    SHUTTING_DOWN,
+    Deliver,
+    EngineInfo,
+    EngineStatus,
+    Event,
+    Failed,
+    Progress,
+    Submission,
+)
 from server.round_costs import RoundCosts
 from server.scheduler import Deliveries, Plan, Scheduler
 from specdec.decoder import Begun, Decoder, Job
@@ -155,7 +164,7 @@ class Engine:
                     self.flush(True)
                 self._send(self._round(plan))
                 self._progress = time.monotonic()
-            reason = "the server is shutting down"
+            reason = SHUTTING_DOWN
         except Exception:
             logger.exception(reason)
         finally:

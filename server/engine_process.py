@@ -25,6 +25,7 @@ from server.ledger import Figures
 from server.logs import configure
 from server.memory import spare_collector
 from server.messages import (
+    SHUTTING_DOWN,
     Deliver,
     EngineInfo,
     EngineStatus,
@@ -176,7 +177,7 @@ class EngineProcess:
                     continue
                 for request_id, event in message:
                     pass_on(self._deliver, request_id, event)
-        reason = "the server is shutting down" if stopped else "the engine has died"
+        reason = SHUTTING_DOWN if stopped else "the engine has died"
         if not stopped:
             logger.error("the engine's process has ended, exit code %s", self._process.exitcode)
         with self._changing:

@@ -228,30 +228,20 @@ def printable(name: str) -> str:
 def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_unforeseen)
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return respond(request, error)
+    return respond(error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     message = _NO_SUCH_PATH if error.status_code == 404 else str(error.detail)
-    return respond(request, ApiError(message, None, code, error.status_code, error.headers))
+    return respond(ApiError(message, None, code, error.status_code, error.headers))
 
 
-async def _on_unforeseen(request: Request, error: Exception) -> Response:
-    # the ASGI server logs the traceback: starlette raises the error again once this is sent
-    return respond(request, ApiError("the server made a mistake"))
-
-
-def respond(request: Request, error: ApiError) -> Response:
+def respond(error: ApiError) -> Response:
     """The response that an error is, in its envelope."""
-    request_id = getattr(request.state, "request_id", None)
-    echoed = {REQUEST_ID: request_id} if request_id else {}
-    return Response(
-        json.dumps(error.envelope), error.status, {**error.headers, **echoed}, "application/json"
-    )
+    return Response(json.dumps(error.envelope), error.status, error.headers, "application/json")

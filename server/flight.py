@@ -13,7 +13,7 @@ from itertools import chain
 
 from starlette.types import Receive
 
-from server.errors import EngineError
+from server.errors import ApiError, EngineError, Unavailable
 from server.mailbox import Mailbox
 from server.messages import Event, Failed, Finished, Progress, joined
 
@@ -93,13 +93,13 @@ class Flight:
         return events
 
     async def outcome(self) -> list[Finished]:
-        """The end of each choice, with its whole output.  EngineError as soon as one has failed."""
+        """The end of each choice, with its whole output.  An error as soon as one has failed."""
         pieces: list[list[Progress]] = [[] for _ in range(self.choices)]
         ends: dict[int, Finished] = {}
         while len(ends) < self.choices:
             for choice, event in await self.next_events():
                 if isinstance(event, Failed):
-                    raise EngineError(event.message)
+                    raise error_of(event)
                 if isinstance(event, Finished):
                     ends[choice] = event
                 else:
@@ -131,6 +131,12 @@ class Flight:
         finally:
             watcher.cancel()
             self.cancel()
+
+
+def error_of(failed: Failed) -> ApiError:
+    if failed.cut_off:
+        return Unavailable(failed.message, code="draining")
+    return EngineError(failed.message)
 
 
 def _whole(parts: list[Progress], end: Finished) -> Finished:

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import re
-import uuid
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from server.errors import (
 )
 from server.flight import Flight
 from server.messages import EngineInfo, Submission
+from server.request_id import given_id
 from server.resolution import resolve
 from server.schemas import REQUEST_ID_PATTERN, DecodingRequest
 from server.service import Service
@@ -56,15 +55,14 @@ class Accepted(Generic[Asked]):
 
 async def accept(request: Request, service: Service, schema: type[Asked]) -> Accepted[Asked]:
     """Reads, checks and submits a request; an `ApiError` if any of that cannot be."""
-    # told in errors too, and instead of the header once the body names another
-    request.state.request_id = given_id(request)
     with noting_refusals(request, service, schema.invalid_status):
         # an overloaded server does not even read the body
         info = service.check_room(0).info
         asked = await read(request, service.settings, schema)
         check_id(request)
-        request_id = asked.request_id or given_id(request) or uuid.uuid4().hex
-        request.state.request_id = request_id
+        if asked.request_id is not None:
+            request.state.request_id = asked.request_id
+        request_id: str = request.state.request_id
         submissions = resolve(asked, request_id, info, service.settings)
         flight = service.submit(submissions)
     return Accepted(asked, request_id, submissions, flight, info)
@@ -98,6 +96,10 @@ async def _read_bytes(request: Request, settings: Settings) -> bytes:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("the Content-Type must be application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        message = "Content-Encoding: bodies are taken as they are, not compressed"
+        code = "unsupported_content_encoding"
+        raise UnsupportedMediaType(message, "Content-Encoding", code)
     body, most = bytearray(), settings.max_body_bytes
     try:
         async with asyncio.timeout(settings.client_seconds), aclosing(request.stream()) as chunks:
@@ -135,13 +137,7 @@ def _check_object(fields: list[tuple[str, object]]) -> object:
     return None
 
 
-def given_id(request: Request) -> str | None:
-    """The id in the header, if it is one."""
-    header = request.headers.get(REQUEST_ID)
-    return header if header and re.fullmatch(REQUEST_ID_PATTERN, header) else None
-
-
 def check_id(request: Request) -> None:
     """Refuses a header that is no id, whichever id counts."""
-    if given_id(request) is None and REQUEST_ID in request.headers:
+    if REQUEST_ID in request.headers and given_id(request.scope) is None:
         raise InvalidField(f"{REQUEST_ID}: must match {REQUEST_ID_PATTERN}", REQUEST_ID)

@@ -14,6 +14,9 @@ from typing import TypeVar
 from specdec.logprobs import ByteLogprob
 from specdec.sampling import SamplingParams
 
+SHUTTING_DOWN = "the server is shutting down"
+"""Why a request failed that the server's end cut off."""
+
 
 class Mode(StrEnum):
     """The decode path of a request: one byte per pass, drafts, or whichever pays."""
@@ -138,9 +141,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The request ended by an error of the server's."""
+    """The request ended by an error of the server's, or because that had to end."""
 
     message: str
+
+    @property
+    def cut_off(self) -> bool:
+        return self.message == SHUTTING_DOWN
 
 
 Event = Progress | Finished | Failed

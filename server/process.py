@@ -14,12 +14,18 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from server.app import create_app
+from server.connection import MOST_HEAD_BYTES, Connection
+from server.connections import Connections, most_connections
 from server.engine_like import EngineLike
+from server.listening import listen, shown
 from server.memory import spare_collector
 from server.service import Service
 from server.settings import Settings
@@ -37,7 +43,7 @@ def serve(settings: Settings, load: Callable[[Settings], EngineLike]) -> int:
     """Serves until told to stop; the process's exit status, 0 if all that was begun was finished.
 
     1 if requests were cut off, the engine died, or the model cannot be loaded, unless told to stop
-    meanwhile; 2 for a certificate that is no good.
+    meanwhile; 2 for an address, a certificate or a number of connections that cannot be.
     """
     failed = False
 
@@ -54,13 +60,46 @@ def serve(settings: Settings, load: Callable[[Settings], EngineLike]) -> int:
         return engine
 
     app = create_app(settings, load_or_end)
+    try:
+        config = configured(app, settings)
+    except ValueError as error:
+        print(f"python -m server: error: {error}", file=sys.stderr)
+        return 2
+    server = DrainingServer(config, app.state.service)
+    try:
+        sockets = listen(settings.host, settings.port, config.backlog)
+    except OSError as error:
+        print(f"python -m server: error: --host, --port: {error}", file=sys.stderr)
+        return 2
+    scheme = "https" if settings.ssl_certfile else "http"
+    for each in sockets:
+        logger.info("listening on %s://%s", scheme, shown(each.getsockname()))
+    try:
+        server.run(sockets)
+    finally:
+        for each in sockets:
+            each.close()
+    return 1 if failed or server.bereft or not server.drained else 0
+
+
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """uvicorn's configuration, loaded.  ValueError that names the flag for what cannot be."""
+    try:
+        most = most_connections(settings.max_connections)
+    except ValueError as error:
+        raise ValueError(f"--max-connections: {error}") from None
+    connection = partial(
+        Connection, Connections(most), settings.client_seconds, app.state.service.refused
+    )
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
+        http=cast(Any, connection),
+        ws="none",
+        h11_max_incomplete_event_size=MOST_HEAD_BYTES,
+        backlog=max(16, min(1024, most // 2)),
         log_level=settings.log_level,
         log_config=None,  # the root logger's format for all
-        access_log=settings.log_level == "debug",  # the service tells what became of requests
+        access_log=False,  # the app tells what became of requests
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         timeout_graceful_shutdown=LAST_WORDS_S,
@@ -68,11 +107,9 @@ def serve(settings: Settings, load: Callable[[Settings], EngineLike]) -> int:
     try:
         config.load()
     except OSError as error:
-        print(f"python -m server: error: --ssl-certfile, --ssl-keyfile: {error}", file=sys.stderr)
-        return 2
-    server = DrainingServer(config, app.state.service)
-    server.run()
-    return 1 if failed or server.bereft or not server.drained else 0
+        raise ValueError(f"--ssl-certfile, --ssl-keyfile: {error}") from None
+    logger.info("at most %d connections", most)
+    return config
 
 
 class DrainingServer(uvicorn.Server):

@@ -7,8 +7,10 @@ import logging
 import time
 from collections.abc import Sequence
 
+from server.errors import ApiError
 from server.messages import Event, Failed, Finished, Submission
 from server.metrics import RequestMeter
+from server.request_id import traceparent
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ class RequestLog:
     ) -> None:
         self._submissions, self._meters = submissions, meters
         self._prompts = prompts
+        self._trace = _trace(traceparent.get())
         self._arrival = time.perf_counter()
         self._ends: list[Finished | Failed] = []
 
@@ -45,6 +48,7 @@ class RequestLog:
         accepted = sum(s.accepted for s in speculations)
         fields: dict[str, object] = {
             "request_id": first.request_id,
+            **self._trace,
             "result": ",".join(dict.fromkeys(results)),
             "mode": first.mode.value,
             "choices": len(self._submissions),
@@ -69,5 +73,11 @@ class RequestLog:
         return fields
 
 
-def log_refusal(code: str, status: int, request_id: str | None) -> None:
-    logger.info("refused", extra={"request_id": request_id, "result": code, "status": status})
+def log_refusal(error: ApiError, request_id: str | None) -> None:
+    fields: dict[str, object] = {"request_id": request_id, **_trace(traceparent.get())}
+    fields |= {"result": error.code, "status": error.status, "param": error.param}
+    logger.info("refused", extra=fields)
+
+
+def _trace(parent: str | None) -> dict[str, object]:
+    return {"traceparent": parent} if parent else {}

@@ -15,13 +15,11 @@ from server.engine_like import EngineLike
 from server.errors import ApiError, Duplicate, Unavailable
 from server.flight import Flight
 from server.mailbox import Mailbox
-from server.messages import Event, Progress, Submission
+from server.messages import SHUTTING_DOWN, Event, Progress, Submission
 from server.metrics import Metrics, RequestMeter
 from server.parity import ParityAudit
 from server.request_log import RequestLog, log_refusal
 from server.settings import Settings
-
-SHUTTING_DOWN = "the server is shutting down"
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +145,7 @@ class Service:
     def refused(self, error: ApiError, request_id: str | None) -> None:
         """Takes note of a request that is refused."""
         self.metrics.rejected(error.code)
-        log_refusal(error.code, error.status, request_id)
+        log_refusal(error, request_id)
 
     def submit(self, submissions: Sequence[Submission]) -> Flight:
         """Hands a request's choices to the engine, all of them or none.

@@ -140,10 +140,17 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=4 * 2**20, ge=1, description="bytes that the body of a request may have"
     )
+    max_connections: int | None = Field(
+        default=None,
+        ge=16,
+        description="connections that may be open; half of the file descriptors that the process "
+        "may have, and at most 4096, if left out",
+    )
     client_seconds: float = Field(
         default=60.0,
         gt=0,
-        description="seconds that a client may take to send a body, or to read what waits for it",
+        description="seconds that a client may take to send the head of a request, or its body, or "
+        "to read what waits for it, and that its connection may be idle",
     )
     max_seconds: float = Field(
         default=600.0, gt=0, description="seconds after which a request ends with what it has"

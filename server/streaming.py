@@ -14,13 +14,14 @@ from typing import Protocol
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server.errors import ApiError, EngineError
-from server.flight import Flight
+from server.errors import ApiError
+from server.flight import Flight, error_of
 from server.messages import Failed, Finished, Progress
 
-KEEP_ALIVE_S = 15.0
+KEEP_ALIVE_S = 5.0
 
-_KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = b": keep-alive\n"
+"""A comment.  Some clients take an empty line behind it for the end of an event, an empty one."""
 
 
 class OutputEncoder:
@@ -58,7 +59,7 @@ class EventStream(StreamingResponse):
     """The events of a flight; those of a choice come `interval` seconds apart at least.
 
     The last comes without delay.  After `keep_alive_s` of silence a comment is sent, which tells
-    proxies and clients that the connection lives.
+    proxies and clients that the connection lives, and this server whether the client does.
     """
 
     media_type = "text/event-stream"
@@ -88,12 +89,12 @@ class EventStream(StreamingResponse):
                 async with asyncio.timeout(self._keep_alive_s):
                     events = await self._flight.next_events(not_before)
             except TimeoutError:
-                yield _KEEP_ALIVE
+                yield KEEP_ALIVE
                 continue
             lines: list[bytes] = []
             for choice, event in events:
                 if isinstance(event, Failed):
-                    lines += self._form.error(EngineError(event.message))
+                    lines += self._form.error(error_of(event))
                     yield b"".join(lines)
                     return
                 lines += self._form.piece(choice, event)

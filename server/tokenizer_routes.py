@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from server.answers import token_text
 from server.fields import ByteArray
-from server.intake import check_id, given_id, noting_refusals, read
+from server.intake import check_id, noting_refusals, read
 from server.openapi import documented_body, documented_errors
 from server.resolution import check_model
 from server.routes import ServiceOf
@@ -95,11 +95,11 @@ async def detokenize(request: Request, service: ServiceOf) -> Text:
 @router.get("/tokenizer_info", responses=documented_errors(401, 503))
 async def tokenizer_info(service: ServiceOf) -> dict[str, Any]:
     """What a checkpoint's tokenizer_config.json says of this tokenizer."""
-    return tokenizer_config()
+    info = service.engine.info
+    return tokenizer_config(info.eos, info.context)
 
 
 async def _accept(request: Request, service: Service, schema: type[Asked]) -> Asked:
-    request.state.request_id = given_id(request)
     with noting_refusals(request, service):
         asked = await read(request, service.settings, schema)
         check_id(request)

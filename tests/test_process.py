@@ -101,9 +101,11 @@ def test_what_does_not_finish_in_time_is_told_and_a_stream_too() -> None:
             *_, last = [line for line in lines if line]
         error = json.loads(last.removeprefix("data: "))["error"]
         assert (error["message"], error["type"]) == ("the server is shutting down", "server_error")
+        assert error["code"] == "draining"
         answer = waiting.getresponse()
-        assert answer.status == 500
-        assert json.loads(answer.read())["error"]["message"] == "the server is shutting down"
+        assert answer.status == 503
+        told = json.loads(answer.read())["error"]
+        assert told == error
         waiting.close()
         assert process.wait(10) == 1
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from server.errors import ApiError
 from server.flight import MOST_QUEUED, Flight
 from server.messages import Failed, Finished, FinishReason, Progress
-from server.streaming import EventStream, OutputEncoder, server_sent_event
+from server.streaming import KEEP_ALIVE, EventStream, OutputEncoder, server_sent_event
 
 
 def events_of(body: bytes) -> list[dict[str, Any]]:
@@ -170,14 +170,25 @@ def play(script: Callable[[Flight, Wire], Coroutine[Any, Any, None]], **argument
 
 def test_silence_is_broken_by_comments() -> None:
     async def script(flight: Flight, wire: Wire) -> None:
-        await until(lambda: wire.sent.count(b": keep-alive\n\n") >= 3)
+        await until(lambda: wire.sent.count(KEEP_ALIVE) >= 3)
         flight.receiver(0)(Progress(b"late"))
         flight.receiver(0)(finished(4))
 
     wire = play(script, keep_alive_s=0.002)
-    assert wire.bodies.count(b": keep-alive\n\n") >= 3
+    assert wire.bodies.count(KEEP_ALIVE) >= 3
     output = [body for body in wire.bodies if not body.startswith(b":")]
     assert b"|".join(output) in (b"late|end|[DONE]", b"lateend|[DONE]")
+
+
+def test_a_comment_is_no_event() -> None:
+    """As the HTML standard has it: an empty line ends an event, and some clients hand on one that
+    has no data.  So no empty line stands before or behind a comment that none belongs to."""
+    assert KEEP_ALIVE == b": keep-alive\n"
+    events = 0
+    between = server_sent_event({"index": 0}) + KEEP_ALIVE + KEEP_ALIVE + server_sent_event({})
+    for line in between.split(b"\n")[:-1]:
+        events += not line
+    assert events == 2
 
 
 def test_an_interval_lets_output_pile_up() -> None:
@@ -204,7 +215,7 @@ def test_an_interval_holds_up_neither_comments_nor_the_end() -> None:
         flight.receiver(0)(finished(11))
 
     wire = play(script, interval=1000.0, keep_alive_s=0.002)
-    assert wire.sent.replace(b": keep-alive\n\n", b"") == b"firstsecondend[DONE]"
+    assert wire.sent.replace(KEEP_ALIVE, b"") == b"firstsecondend[DONE]"
 
 
 def test_a_slow_reader_gets_larger_pieces() -> None:

@@ -34,7 +34,8 @@ def test_what_clients_look_for_in_the_tokenizer() -> None:
     with Client(FakeEngine(say())) as client:
         told = client.get("/tokenizer_info").json()
     assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
-    assert {"eos_token", "bos_token", "pad_token"} <= told.keys()
+    assert (told["eos_token"], told["bos_token"], told["pad_token"]) == ("\0", None, "\0")
+    assert told["model_max_length"] == INFO.context
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,317 @@
+"""Connections as clients make and leave them, over real sockets: heads, Upgrade, half a close."""
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine, say
+from wire import connected, exchange, on_a_socket, parts, post, read_all
+
+from server.connection import MOST_HEAD_BYTES, OLD_CLIENT_S
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+def eventually(holds: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def error_in(answer: bytes) -> tuple[int, str]:
+    """Status and code of an error in the envelope, which has an id and ends the connection."""
+    status, headers, body = parts(answer)
+    (error,) = json.loads(body).values()
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert headers["content-type"] == "application/json"
+    assert headers["x-request-id"]
+    assert headers["connection"] == "close"
+    return status, error["code"]
+
+
+# Requests that ask for another protocol
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQ"],
+        ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"],
+        ["Connection: keep-alive, Upgrade", "Upgrade: TLS/1.2, HTTP/2.0"],
+        ["Upgrade: h2c"],
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_upgrade_is_declined_and_the_request_answered(
+    headers: list[str], chunked: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = post({"prompt": "a"}, *headers)
+    if chunked:
+        head, _, body = request.partition(b"\r\n\r\n")
+        length = f"Content-Length: {len(body)}".encode()
+        head = head.replace(length, b"Transfer-Encoding: chunked")
+        pieces = b"".join(b"1;x=y\r\n%c\r\n" % each for each in body)
+        request = head + b"\r\n\r\n" + pieces + b"0\r\n\r\n"
+    with on_a_socket(FakeEngine(say(b"abc"))) as port:
+        status, _, body = parts(exchange(port, request + HEALTH))
+        assert status == 200
+        answer, _, after = body.partition(b"HTTP/1.1 200 OK")
+        assert json.loads(answer)["text"] == "abc"
+        assert after.endswith(b'{"status":"ok"}')
+    assert "upgrade" not in caplog.text.lower()
+
+
+# Bounds of a head
+
+
+def flood(port: int, start: bytes, piece: bytes, pieces: int) -> bytes:
+    """The answer to `start` and many pieces, sent whether or not anything has come back."""
+    with connected(port) as connection:
+        received: list[bytes] = []
+        reader = threading.Thread(target=lambda: received.append(read_all(connection)))
+        reader.start()
+        connection.sendall(start)
+        try:
+            for _ in range(pieces):
+                connection.sendall(piece)
+        except OSError:
+            pass
+        reader.join()
+    return received[0]
+
+
+@pytest.mark.parametrize(
+    ("start", "piece", "status", "code"),
+    [
+        (b"GET /", b"x" * 1024, 414, "uri_too_long"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"x" * 1024, 431, "head_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n", b"x: y\r\n" * 200, 431, "head_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"y\r\n " * 300, 431, "head_too_large"),
+    ],
+)
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_head_has_a_bound(
+    start: bytes, piece: bytes, status: int, code: str, at_once: bool
+) -> None:
+    if at_once:
+        piece *= 1000
+    with on_a_socket(FakeEngine(), api_keys=("key",)) as port:
+        answer = flood(port, start, piece, 5 if at_once else 200)
+        assert error_in(answer) == (status, code)
+        assert parts(exchange(port, HEALTH))[0] == 200
+
+
+def test_a_head_up_to_the_bound_is_read() -> None:
+    filled = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: "
+    with on_a_socket(FakeEngine()) as port:
+        request = filled.ljust(MOST_HEAD_BYTES - 4, b"x") + b"\r\n\r\n"
+        assert parts(exchange(port, request))[0] == 200
+
+
+@pytest.mark.parametrize("start", [b"1;x=", b"1\r\n1\r\n0\r\nX: "])
+def test_chunk_lines_and_trailers_have_a_bound(start: bytes) -> None:
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with on_a_socket(FakeEngine()) as port:
+        answer = flood(
+            port, head + b"Transfer-Encoding: chunked\r\n\r\n" + start, b"x" * 1024, 5000
+        )
+        assert error_in(answer) == (400, "invalid_http")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX : y\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nsecret\r\n",
+    ],
+)
+def test_what_is_no_http_is_told_so_in_the_envelope(request_: bytes) -> None:
+    with on_a_socket(FakeEngine()) as port:
+        answer = exchange(port, request_)
+    assert error_in(answer) == (400, "invalid_http")
+    assert b"secret" not in answer
+
+
+def test_a_coding_that_nobody_knows_is_refused_by_name() -> None:
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n"
+    with on_a_socket(FakeEngine()) as port:
+        answer = exchange(port, request)
+    assert error_in(answer) == (501, "invalid_http")
+    assert b"Transfer-Encoding" in answer
+
+
+@pytest.mark.parametrize(
+    "request_", [b"PRI * HTTP/2.0\r\n\r\n", b"GET / HTTP/2.0\r\nHost: x\r\n\r\n"]
+)
+def test_another_version_is_refused(request_: bytes) -> None:
+    with on_a_socket(FakeEngine()) as port:
+        answer = exchange(port, request_)
+    assert error_in(answer) == (505, "http_version_not_supported")
+
+
+# Deadlines
+
+
+@pytest.mark.parametrize(
+    ("start", "answered"),
+    [
+        (b"", None),
+        (b"GET /health HTTP/1.1\r\n", (408, "head_too_slow")),
+        (b"G", (408, "head_too_slow")),
+    ],
+)
+def test_a_head_has_to_come_in_time(start: bytes, answered: tuple[int, str] | None) -> None:
+    with on_a_socket(FakeEngine(), client_seconds=0.3) as port, connected(port) as connection:
+        began = time.monotonic()
+        connection.sendall(start)
+        answer = read_all(connection)
+        assert time.monotonic() - began >= 0.29
+        assert (error_in(answer) if answer else None) == answered
+
+
+def test_a_byte_now_and_then_does_not_put_the_deadline_off() -> None:
+    with on_a_socket(FakeEngine(), client_seconds=0.3) as port, connected(port) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX: ")
+        connection.settimeout(0.01)
+        while True:  # without a deadline it would go on for ever
+            try:
+                assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+                return
+            except TimeoutError:
+                connection.sendall(b"x")
+
+
+def test_a_connection_is_not_idle_for_ever() -> None:
+    with on_a_socket(FakeEngine(), client_seconds=0.3) as port, connected(port) as connection:
+        connection.sendall(HEALTH.replace(b"Connection: close\r\n", b""))
+        began = time.monotonic()
+        assert parts(read_all(connection))[0] == 200
+        assert time.monotonic() - began >= 0.29
+
+
+def test_the_rest_of_a_body_that_nobody_wants_has_an_end() -> None:
+    head = b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    with on_a_socket(FakeEngine(), client_seconds=0.3) as port, connected(port) as connection:
+        connection.sendall(head)
+        connection.settimeout(0.01)
+        received = b""
+        while True:
+            try:
+                piece = connection.recv(4096)
+            except TimeoutError:
+                connection.sendall(b"x")
+                continue
+            except ConnectionResetError:
+                break
+            received += piece
+            if not piece:
+                break
+        assert parts(received)[0] == 405
+
+
+# HTTP/1.0
+
+
+def test_a_stream_to_a_client_of_http_1_0_is_not_chunked() -> None:
+    with on_a_socket(FakeEngine(say(b"ab", b"c"))) as port:
+        answer = exchange(port, post({"prompt": "a", "stream": True}, version="1.0"))
+        status, headers, body = parts(answer)
+        assert status == 200
+        assert "transfer-encoding" not in headers
+        for block in body.removesuffix(b"\n\n").split(b"\n\n"):
+            assert block.startswith(b"data: {")
+
+
+# Clients that shut their side down, and clients that are gone
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_client_that_sends_no_more_gets_its_answer(stream: bool, version: str) -> None:
+    go_on = threading.Event()
+
+    def script(submission: Any) -> Any:
+        assert go_on.wait(60)
+        return say(b"abc")(submission)
+
+    fields = {"prompt": "a", "stream": stream}
+    with on_a_socket(engine := FakeEngine(script)) as port, connected(port) as connection:
+        connection.sendall(post(fields, "Connection: close", version=version))
+        connection.shutdown(socket.SHUT_WR)
+        eventually(lambda: engine.submissions)
+        if version == "1.1" and not stream:  # it is asked whether it still reads
+            asked = b"HTTP/1.1 100 Continue\r\n\r\n"
+            assert connection.recv(len(asked), socket.MSG_WAITALL) == asked
+        go_on.set()
+        status, _, body = parts(read_all(connection))
+        assert status == 200
+        assert b'"finish_reason": "stop"' in body
+    assert not engine.cancelled
+
+
+def test_two_requests_and_no_more_get_two_answers() -> None:
+    with on_a_socket(FakeEngine(say(b"abc"))) as port, connected(port) as connection:
+        connection.sendall(post({"prompt": "a"}) * 2)
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection).count(b'"text": "abc"') == 2
+
+
+def test_a_client_that_ends_within_its_body_gets_nothing() -> None:
+    engine = FakeEngine(say(b"abc"))
+    with on_a_socket(engine) as port, connected(port) as connection:
+        connection.sendall(post({"prompt": "a"})[:-1])
+        connection.shutdown(socket.SHUT_WR)
+        read_all(connection)
+    assert not engine.submissions
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_is_gone_frees_its_slot(stream: bool, version: str, reset: bool) -> None:
+    engine = FakeEngine()  # of which nothing more comes
+    with on_a_socket(engine) as port:
+        connection = connected(port)
+        connection.sendall(
+            post({"prompt": "a", "request_id": "r", "stream": stream}, version=version)
+        )
+        eventually(lambda: engine.submissions)
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        eventually(lambda: engine.cancelled == ["r"])
+
+
+def test_a_client_of_http_1_0_that_sends_no_more_is_not_waited_for() -> None:
+    engine = FakeEngine()
+    with on_a_socket(engine) as port, connected(port) as connection:
+        connection.sendall(post({"prompt": "a"}, version="1.0"))
+        eventually(lambda: engine.submissions)
+        began = time.monotonic()
+        connection.shutdown(socket.SHUT_WR)
+        eventually(lambda: engine.cancelled)
+        assert time.monotonic() - began >= 0.9 * OLD_CLIENT_S
+
+
+def test_a_client_that_sent_more_than_its_request_and_is_gone_frees_its_slot() -> None:
+    engine = FakeEngine()
+    with on_a_socket(engine) as port:
+        connection = connected(port)
+        connection.sendall(post({"prompt": "a"}) + b"GET /")
+        eventually(lambda: engine.submissions)
+        connection.close()
+        eventually(lambda: engine.cancelled)
