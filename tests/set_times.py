@@ -2,15 +2,17 @@
 
 import asyncio
 import selectors
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from specdec.decoder import Decoder
 from specdec.round import Seconds
+
+Value = TypeVar("Value")
 
 
 def set_times(
@@ -66,3 +68,8 @@ class EagerLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._now
+
+
+def run_eagerly(work: Coroutine[Any, Any, Value]) -> Value:
+    with asyncio.Runner(loop_factory=EagerLoop) as runner:
+        return runner.run(work)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_engine import Client, FakeEngine, Script, finished, say, until
+from fake_engine import Client, FakeEngine, Script, finished, say
+from patience import until
 from test_metrics import samples_in, scrape, value
 
 from server.messages import Event, Exactness, Failed, FinishReason, Mode, Progress, Submission

@@ -20,8 +20,9 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import STATUS, Client, FakeEngine, error_of, until
+from fake_engine import STATUS, Client, FakeEngine, error_of
 from live import free_port, wait_for
+from patience import until
 from test_disconnect import Connection
 
 from server.process import serve
