@@ -8,6 +8,7 @@ import httpx
 import pytest
 import torch
 from hypothesis import settings
+from patience import PATIENCE_S
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read as kernels are defined
@@ -20,7 +21,7 @@ os.environ["COLUMNS"] = "200"
 
 # a machine may be busy for longer than the five seconds for which clients wait otherwise
 for call in ("get", "post", "stream"):
-    setattr(httpx, call, partial(getattr(httpx, call), timeout=60))
+    setattr(httpx, call, partial(getattr(httpx, call), timeout=PATIENCE_S))
 
 # examples are judged by what they show, not by how long a loaded machine takes
 settings.register_profile("project", deadline=None)

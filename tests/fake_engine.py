@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import httpx
 from fastapi import FastAPI
+from patience import until
 
 from server.app import create_app
 from server.ledger import Figures
@@ -128,8 +129,8 @@ class Client:
     def __enter__(self) -> Self:
         self._lifespan = self.app.router.lifespan_context(self.app)
         self.run(self._lifespan.__aenter__())
-        while self.get("/ready").status_code != 200:
-            self.run(asyncio.sleep(0.001))
+        self.run(until(lambda: not self.app.state.service.loading))
+        assert self.get("/ready").status_code == 200
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -175,9 +176,3 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     expected = "server_error" if response.status_code >= 500 else "invalid_request_error"
     assert error["type"] == ("overloaded_error" if response.status_code == 429 else expected)
     return error
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.001)

@@ -3,13 +3,13 @@
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from patience import PATIENCE_S, eventually
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def live(app: FastAPI) -> Iterator[str]:
         yield url
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE_S)
     assert not thread.is_alive()
 
 
@@ -40,15 +40,13 @@ def wait_for(
     url: str,
     trust: ssl.SSLContext | bool = True,
     alive: Callable[[], bool] = lambda: True,
-    seconds: float = 300,
 ) -> None:
     """Until the server is ready."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and alive():
-        try:
-            if httpx.get(f"{url}/ready", verify=trust).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.02)
-    raise AssertionError(f"{url} is not ready")
+
+    def ready() -> bool:
+        assert alive(), f"{url} has ended before it was ready"
+        with suppress(httpx.TransportError):
+            return httpx.get(f"{url}/ready", verify=trust).status_code == 200
+        return False
+
+    eventually(ready)

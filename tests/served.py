@@ -1,10 +1,11 @@
-"""`python tests/served.py FLAGS`: the server with an engine that takes as long as it is told.
+"""`python tests/served.py FLAGS`: the server with an engine that ends requests when it is told.
 
-A prompt is the number of seconds between its output and its end; of "die" the engine dies.
+The prompt "hold" has its output at once and its end when standard input is closed; of "die" the
+engine dies; others end at once.
 """
 
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,6 +16,8 @@ from server.messages import Event, Failed, Progress, Submission
 from server.process import serve
 from server.settings import read_settings
 
+released = threading.Event()
+
 
 def script(submission: Submission) -> Iterator[Event]:
     yield Progress(b"begun")
@@ -22,13 +25,20 @@ def script(submission: Submission) -> Iterator[Event]:
         engine.now = replace(engine.now, alive=False)
         yield Failed("the engine has died")
         return
-    time.sleep(float(submission.prompt))
+    if submission.prompt == b"hold":
+        released.wait()
     yield finished(5)
+
+
+def read_to_end() -> None:
+    sys.stdin.read()
+    released.set()
 
 
 engine = FakeEngine(script)
 
 if __name__ == "__main__":
+    threading.Thread(target=read_to_end, daemon=True).start()
     settings = read_settings()
     configure(settings)
     sys.exit(serve(settings, lambda _: engine))

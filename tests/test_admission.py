@@ -4,7 +4,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from fake_engine import Client, FakeEngine, error_of, say, until
+from fake_engine import Client, FakeEngine, error_of, say
+from patience import until
 from test_disconnect import Connection
 from test_metrics import scrape, value
 

@@ -6,7 +6,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
-from fake_engine import Client, FakeEngine, say, until
+from fake_engine import Client, FakeEngine, say
+from patience import until
 
 from server.messages import FinishReason
 

@@ -3,8 +3,8 @@
 import math
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 import torch
 from fakes import FakeDrafter, HashModel, sometimes_right
+from gate import Gate
 from graph_decoders import fake_graph_decoder, run_ahead, torch_graph_decoder
+from patience import eventually, wait_for
+from set_times import set_times
 from test_scheduler import submission
 from tiny import CPU, agreeing_prophet, tiny_decoder, tiny_model
 
@@ -52,8 +55,14 @@ INFO = EngineInfo(
 
 @dataclass
 class Receiver:
-    """Collects one request's events."""
+    """Collects one request's events.
 
+    `after` is called on the engine's thread behind the first one, or behind the n-th if so many are
+    asked for: before the engine's next round.
+    """
+
+    after: Callable[[], object] = lambda: None
+    events: int = 1
     output: bytes = b""
     last: Finished | Failed | None = None
     done: threading.Event = field(default_factory=threading.Event)
@@ -66,15 +75,18 @@ class Receiver:
         if not isinstance(event, Progress):
             self.last = event
             self.done.set()
-        self.begun.set()
+        self.events -= 1
+        if not self.events:
+            self.after()
+            self.begun.set()
 
     def finished(self) -> Finished:
-        assert self.done.wait(20)
+        wait_for(self.done)
         assert isinstance(self.last, Finished)
         return self.last
 
     def failed(self) -> str:
-        assert self.done.wait(20)
+        wait_for(self.done)
         assert isinstance(self.last, Failed)
         return self.last.message
 
@@ -97,15 +109,6 @@ def fake_decoder(slots: int = 4, context: int = 160, ahead: int = 0) -> Decoder[
     model = HashModel(slots, context)
     drafter = FakeDrafter(model, sometimes_right)
     return Decoder(model, drafter, slots=slots, context=context, device=CPU)
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if holds():
-            return True
-        time.sleep(0.005)
-    return False
 
 
 AHEAD = pytest.mark.parametrize("ahead", [0, 1, 5])
@@ -151,14 +154,17 @@ def test_sixteen_at_once_each_get_what_each_gets_alone(ahead: int) -> None:
 
 @AHEAD
 def test_a_cancelled_request_ends_at_once_and_frees_its_slot(ahead: int) -> None:
-    with running(fake_decoder(slots=1, ahead=ahead)) as engine:
-        first, queued, last = Receiver(), Receiver(), Receiver()
-        engine.submit(submission("first", max_tokens=150), first)
+    decoder = fake_decoder(slots=1, ahead=ahead)
+    gate = Gate(decoder)
+    with running(decoder) as engine:
+        first, queued, last = Receiver(gate.shut), Receiver(), Receiver()
+        engine.submit(submission("first", max_tokens=150, eos=None), first)
         engine.submit(submission("queued", max_tokens=150), queued)
-        assert first.begun.wait(20)
+        wait_for(first.begun)
         engine.cancel("queued")
         engine.cancel("first")
         engine.cancel("never seen")
+        gate.open()
         for receiver in (first, queued):
             reason = receiver.finished().reason
             assert reason is FinishReason.CANCELLED
@@ -167,27 +173,25 @@ def test_a_cancelled_request_ends_at_once_and_frees_its_slot(ahead: int) -> None
 
 
 @AHEAD
-def test_a_cancelled_row_is_gone_within_two_rounds(ahead: int) -> None:
+def test_a_cancelled_row_is_gone_within_a_round(ahead: int) -> None:
     decoder = fake_decoder(slots=1, ahead=ahead)
-    whole, rounds = decoder.begin, [0]
-
-    def counted(*arguments: Any) -> Any:
-        rounds[0] += 1
-        return whole(*arguments)
-
-    decoder.begin = counted  # type: ignore[method-assign]
+    gate = Gate(decoder)
     with running(decoder) as engine:
-        for name in ("a", "b", "c"):
-            receiver = Receiver()
-            engine.submit(submission(name, max_tokens=150, draft_length=0, eos=None), receiver)
-            assert receiver.begun.wait(20)
-            engine.cancel(name)
-            before = rounds[0]
-            if receiver.finished().reason is FinishReason.CANCELLED:
-                assert rounds[0] <= before + 2
-                break
-        else:
-            raise AssertionError("every request ended before it could be cancelled")
+        before: list[int] = []
+
+        def shut() -> None:
+            gate.shut()
+            before.append(gate.rounds)
+
+        receiver = Receiver(shut)
+        engine.submit(submission("a", max_tokens=150, draft_length=0, eos=None), receiver)
+        wait_for(receiver.begun)
+        engine.cancel("a")
+        gate.open()
+        assert receiver.finished().reason is FinishReason.CANCELLED
+        eventually(lambda: engine.status().idle)
+        # the one before which it was cancelled, at most
+        assert gate.rounds <= before[0] + 1
 
 
 @AHEAD
@@ -269,18 +273,26 @@ def test_rows_that_leave_and_join_while_a_round_is_under_way(ahead: int) -> None
         )
         alone[job.request_id] = out.output
     receivers = {name: Receiver() for name in alone}
-    with running(fake_decoder(slots=3, ahead=ahead)) as engine:
+    decoder = fake_decoder(slots=3, ahead=ahead)
+    gate = Gate(decoder)
+    cut_short = 0
+    with running(decoder) as engine:
         for index, receiver in enumerate(receivers.values()):
+            if index % 3 == 0:
+                receiver.after = gate.shut
             engine.submit(mixed(index), receiver)
             if index % 3 == 1:
-                receivers[f"r{index - 1}"].begun.wait(20)
+                wait_for(receivers[f"r{index - 1}"].begun)
                 engine.cancel(f"r{index - 1}")
+                gate.open()
         for name, receiver in receivers.items():
             finished = receiver.finished()
             assert alone[name].startswith(receiver.output)
             if finished.reason is not FinishReason.CANCELLED:
                 assert receiver.output == alone[name]
-        assert eventually(lambda: engine.status().idle)
+            cut_short += len(receiver.output) < len(alone[name])
+        eventually(lambda: engine.status().idle)
+    assert cut_short >= 3
 
 
 @pytest.mark.parametrize("ahead", [1, 5])
@@ -301,10 +313,8 @@ def test_a_round_that_fails_when_it_is_read_fails_the_rows_that_were_in_it(ahead
 
     decoder.begin = begin  # type: ignore[method-assign]
     with running(decoder) as engine:
-        first, second = Receiver(), Receiver()
+        first, second = Receiver(fails.set), Receiver()
         engine.submit(submission("first", max_tokens=150, eos=None), first)
-        assert first.begun.wait(20)
-        fails.set()
         assert "a round failed" in first.failed()
         engine.submit(submission("second"), second)
         assert second.finished().completion_tokens == 8
@@ -321,10 +331,14 @@ def test_a_request_that_cannot_fit_fails_alone() -> None:
 
 
 def test_an_id_in_flight_cannot_be_used_again() -> None:
-    with running(fake_decoder()) as engine:
+    decoder = fake_decoder()
+    gate = Gate(decoder)
+    gate.shut()
+    with running(decoder) as engine:
         first, second = Receiver(), Receiver()
         engine.submit(submission("same", max_tokens=100), first)
         engine.submit(submission("same"), second)
+        gate.open()
         assert "already in flight" in second.failed()
         assert first.finished().completion_tokens == 100
 
@@ -343,44 +357,38 @@ def test_a_receiver_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) -
 
 def test_a_hanging_round_shows_in_the_status() -> None:
     decoder = fake_decoder()
-    whole, release = decoder.model.forward, threading.Event()
-
-    def hanging(*arguments: object) -> object:
-        assert release.wait(20)
-        return whole(*arguments)  # type: ignore[arg-type]
-
-    decoder.model.forward = hanging  # type: ignore[method-assign, assignment]
+    gate = Gate(decoder)
+    gate.shut()
     with running(decoder) as engine:
         receiver = Receiver()
         engine.submit(submission("stuck", max_tokens=1), receiver)
-        assert eventually(lambda: engine.status().running == 1)
+        eventually(lambda: engine.status().running == 1)
         before = engine.status()
-        assert eventually(
+        eventually(
             lambda: engine.status().seconds_since_progress > before.seconds_since_progress + 0.05
         )
         assert not engine.status().idle
-        release.set()
+        gate.open()
         receiver.finished()
         assert engine.status().alive
 
 
-def test_requests_end_at_their_deadlines_waiting_or_running() -> None:
+def test_requests_end_at_their_deadlines_waiting_or_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     decoder = fake_decoder(slots=1)
-    whole = decoder.model.forward
-
-    def slow(*arguments: object) -> object:
-        time.sleep(0.02)
-        return whole(*arguments)  # type: ignore[arg-type]
-
-    decoder.model.forward = slow  # type: ignore[method-assign, assignment]
+    gate = Gate(decoder)
+    gate.shut()
+    set_times(monkeypatch, decoder, lambda drafts: 1.0)
     with running(decoder) as engine:
         first, queued, last = Receiver(), Receiver(), Receiver()
-        engine.submit(submission("first", max_tokens=150, draft_length=0, timeout_s=2.0), first)
-        engine.submit(submission("queued", timeout_s=0.05), queued)
+        engine.submit(submission("first", max_tokens=150, draft_length=0, timeout_s=9.5), first)
+        engine.submit(submission("queued", timeout_s=2.5), queued)
         engine.submit(submission("last"), last)
+        gate.open()
         assert (queued.finished().reason, queued.output) == (FinishReason.TIMEOUT, b"")
         assert first.finished().reason is FinishReason.TIMEOUT
-        assert 0 < len(first.output) == first.finished().completion_tokens < 150
+        assert len(first.output) == first.finished().completion_tokens == 10
         assert last.finished().reason is FinishReason.LENGTH
 
 
@@ -393,14 +401,14 @@ def test_a_round_that_hangs_does_not_keep_the_engine_from_stopping(
 
     def hanging(*arguments: object) -> object:
         hangs.set()
-        assert release.wait(20)
+        wait_for(release)
         raise RuntimeError("released")
 
     decoder.model.forward = hanging  # type: ignore[method-assign, assignment]
     receiver = Receiver()
     with running(decoder) as engine:
         engine.submit(submission("stuck"), receiver)
-        assert hangs.wait(20)
+        wait_for(hangs)
     assert "has not ended" in caplog.text
     release.set()
     receiver.failed()
@@ -408,14 +416,22 @@ def test_a_round_that_hangs_does_not_keep_the_engine_from_stopping(
 
 @AHEAD
 def test_stopping_ends_what_is_in_flight_with_an_error(ahead: int) -> None:
-    receivers = [Receiver() for _ in range(3)]
-    with running(fake_decoder(slots=1, ahead=ahead)) as engine:
-        for index, receiver in enumerate(receivers):
-            engine.submit(submission(f"r{index}", max_tokens=155), receiver)
-        assert receivers[0].begun.wait(20)
+    decoder = fake_decoder(slots=1, ahead=ahead)
+    gate = Gate(decoder)
+    first, *others = receivers = [Receiver(gate.shut), Receiver(), Receiver()]
+    with running(decoder) as engine, ThreadPoolExecutor(1) as stops:
+        engine.submit(submission("r0", max_tokens=150, eos=None), first)
+        wait_for(first.begun)
+        for index, receiver in enumerate(others, 1):
+            engine.submit(submission(f"r{index}", max_tokens=150), receiver)
+        stopped = stops.submit(engine.stop)
+        # one that runs, two behind it, and the word to stop behind them
+        eventually(lambda: engine.status().waiting == 3)
+        gate.open()
+        stopped.result()
+    assert 0 < len(first.output) < 150
     for receiver in receivers:
-        assert receiver.done.wait(20)
-    assert "shutting down" in receivers[-1].failed()
+        assert "shutting down" in receiver.failed()
     assert not engine.status().alive
 
 
@@ -432,7 +448,7 @@ def test_an_engine_that_dies_fails_what_is_in_flight_and_what_comes_later(
         engine.submit(submission("queued"), queued)
         assert "has died" in first.failed()
         assert "has died" in queued.failed()
-        assert eventually(lambda: not engine.status().alive)
+        eventually(lambda: not engine.status().alive)
         engine.submit(submission("late"), late)
         assert "has died" in late.failed()
     assert "a scheduler's mistake" in caplog.text
@@ -449,7 +465,7 @@ def test_a_broken_device_is_the_engine_s_end(caplog: pytest.LogCaptureFixture) -
         receiver = Receiver()
         engine.submit(submission("r"), receiver)
         assert "has died" in receiver.failed()
-        assert eventually(lambda: not engine.status().alive)
+        eventually(lambda: not engine.status().alive)
     assert "could not be captured" in caplog.text
 
 
@@ -485,7 +501,7 @@ def test_choices_scores_and_stops_with_rounds_under_way() -> None:
                 engine.submit(request, receiver)
             ends = [receiver.finished() for receiver in receivers]
             outputs.append([receiver.output for receiver in receivers])
-            assert eventually(lambda engine=engine: engine.status().idle)  # type: ignore[misc]
+            eventually(lambda engine=engine: engine.status().idle)  # type: ignore[misc]
             for request, end in zip(asked, ends, strict=True):
                 assert end.speculation.drafted <= 3 * end.speculation.drafts
                 assert end.completion_tokens <= request.max_tokens
@@ -498,6 +514,7 @@ def test_choices_scores_and_stops_with_rounds_under_way() -> None:
 @pytest.mark.parametrize("ahead", [1, 5])
 def test_a_prompt_that_fails_takes_nobody_with_it_whose_round_is_under_way(ahead: int) -> None:
     decoder = fake_decoder(slots=2, ahead=ahead)
+    gate = Gate(decoder)
     whole = decoder.begin
 
     def begin(drafts: Any, chunks: Any = None, *more: Any) -> Any:
@@ -507,25 +524,35 @@ def test_a_prompt_that_fails_takes_nobody_with_it_whose_round_is_under_way(ahead
 
     decoder.begin = begin  # type: ignore[method-assign]
     with running(decoder) as engine:
-        for turn in range(8):  # whichever byte of the first the second meets
-            first, second = Receiver(), Receiver()
+        for turn in range(8 // ahead + 1):  # whichever byte of the first the second meets
+            first, second = Receiver(gate.shut, events=1 + turn), Receiver()
             engine.submit(
                 submission(f"a{turn}", max_tokens=20 + turn, draft_length=0, eos=None), first
             )
-            assert first.begun.wait(20)
+            wait_for(first.begun)
             engine.submit(submission(f"b{turn}", prompt=b"!" * 30), second)
+            gate.open()
             assert second.failed() == "the device ran out of memory"
-            assert first.done.wait(20)
+            wait_for(first.done)
             if isinstance(first.last, Finished):
                 assert len(first.output) == 20 + turn
-        assert eventually(lambda: engine.status().idle)
+        eventually(lambda: engine.status().idle)
+
+
+def a_fiftieth_more_a_draft(drafts: int) -> float:
+    """Seconds of a round."""
+    return 1e-3 * (1 + drafts / 50)
 
 
 @AHEAD
-def test_lengths_are_decided_with_rounds_under_way(ahead: int) -> None:
+def test_lengths_are_decided_with_rounds_under_way(
+    ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Short requests of mode auto one after another: each one's last round is read late."""
-    costs = RoundCosts({(b, g): 1e-3 * (1 + g / 50) for b in (1, 4) for g in (0, 4)})
-    engine = Engine(fake_decoder(ahead=ahead), INFO, costs)
+    costs = RoundCosts({(b, g): a_fiftieth_more_a_draft(g) for b in (1, 4) for g in (0, 4)})
+    decoder = fake_decoder(ahead=ahead)
+    set_times(monkeypatch, decoder, a_fiftieth_more_a_draft)
+    engine = Engine(decoder, INFO, costs)
     engine.start()
     expected = drafted = 0
     try:
@@ -539,7 +566,7 @@ def test_lengths_are_decided_with_rounds_under_way(ahead: int) -> None:
             assert end.speculation.drafted <= 4 * end.speculation.drafts
             drafted += end.speculation.drafted
             expected += end.speculation.rounds
-        assert eventually(lambda: engine.status().idle)
+        eventually(lambda: engine.status().idle)
         figures = engine.figures()
     finally:
         engine.stop()
@@ -574,7 +601,7 @@ def test_a_long_call_ends_for_whoever_comes_or_goes(what: str) -> None:
     first = Receiver()
     with running(decoder) as engine:
         engine.submit(base, first)
-        assert eventually(lambda: len(calls) > 1)
+        eventually(lambda: len(calls) > 1)
     # the first may be cut short by the message that it came with
     assert calls[1] == (MOST_ROUNDS, 1)
     assert first.done.is_set()
@@ -585,16 +612,19 @@ def test_a_long_call_ends_for_whoever_comes_or_goes(what: str) -> None:
 
 def test_what_rounds_took_is_told() -> None:
     costs = RoundCosts({(1, 0): 1e-3, (1, 4): 2e-3, (4, 0): 2e-3, (4, 4): 4e-3})
-    engine = Engine(fake_decoder(), INFO, costs)
+    decoder = fake_decoder()
+    gate = Gate(decoder)
+    engine = Engine(decoder, INFO, costs)
     engine.start()
     try:
-        receiver = Receiver()
+        receiver = Receiver(gate.shut)
         asked = replace(mixed(0), max_tokens=60, mode=Mode.AUTO, draft_length=4, eos=None, stops=())
         engine.submit(asked, receiver)
-        assert receiver.begun.wait(20)
+        wait_for(receiver.begun)
         held = engine.figures().places_held
+        gate.open()
         end = receiver.finished()
-        assert eventually(lambda: engine.status().idle)
+        eventually(lambda: engine.status().idle)
         figures = engine.figures()
     finally:
         engine.stop()
@@ -629,7 +659,9 @@ def loops(index: int, mode: Mode, **fields: object) -> Submission:
 
 @pytest.mark.parametrize("prophet", [False, True])
 @pytest.mark.parametrize("together", [False, True])
-def test_texts_that_repeat_themselves_are_looked_up(prophet: bool, together: bool) -> None:
+def test_texts_that_repeat_themselves_are_looked_up(
+    prophet: bool, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In calls of several rounds, with the bytes of base; alone, and beside other rows."""
     model = tiny_model(context=192)
     decoder = build_decoder(
@@ -641,9 +673,10 @@ def test_texts_that_repeat_themselves_are_looked_up(prophet: bool, together: boo
         kernels="native",
     )
     costs = RoundCosts(
-        {(b, g): 1e-3 * (1 + g / 50) for b in (1, 4) for g in ((0, 4) if prophet else (0,))},
-        {(b, g): 1e-3 * (1 + g / 50) for b in (1, 4) for g in (1, 4, 16)},
+        {(b, g): a_fiftieth_more_a_draft(g) for b in (1, 4) for g in ((0, 4) if prophet else (0,))},
+        {(b, g): a_fiftieth_more_a_draft(g) for b in (1, 4) for g in (1, 4, 16)},
     )
+    set_times(monkeypatch, decoder, a_fiftieth_more_a_draft)
     engine = Engine(decoder, replace(INFO, longest_draft=16 * prophet, longest_lookup=16), costs)
     engine.start()
     outputs: dict[tuple[int, Mode], bytes] = {}
@@ -668,7 +701,7 @@ def test_texts_that_repeat_themselves_are_looked_up(prophet: bool, together: boo
                 assert end.completion_tokens == len(receiver.output)
                 outputs[index, mode] = receiver.output
                 ends += [end] * (mode is Mode.AUTO)
-        assert eventually(lambda: engine.status().idle)
+        eventually(lambda: engine.status().idle)
         figures = engine.figures()
     finally:
         engine.stop()

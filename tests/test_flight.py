@@ -10,6 +10,7 @@ import pytest
 from fake_engine import finished
 from hypothesis import given
 from hypothesis import strategies as st
+from set_times import run_eagerly
 
 import server.flight
 import server.messages
@@ -128,13 +129,14 @@ def test_waiting_until_a_time_collects_output_and_the_end_cuts_it_short() -> Non
         for delay in (0.0, 0.01, 0.02):
             loop.call_later(delay, deliver, Progress(b"x"))
         assert await aloft.next_events(began + 0.1) == [(0, Progress(b"xxx"))]
-        assert loop.time() >= began + 0.1
+        assert loop.time() == pytest.approx(began + 0.1)
         loop.call_later(0.01, deliver, Progress(b"y"))
         loop.call_later(0.02, deliver, finished(4))
         events = await aloft.next_events(loop.time() + 1000)
         assert events == [(0, Progress(b"y")), (0, finished(4))]
+        assert loop.time() == pytest.approx(began + 0.12)
 
-    asyncio.run(scenario())
+    run_eagerly(scenario())
 
 
 def test_a_failure_waits_for_no_time() -> None:
@@ -145,8 +147,9 @@ def test_a_failure_waits_for_no_time() -> None:
         loop.call_later(0.01, aloft.receiver(1), Failed("no"))
         events = await aloft.next_events(loop.time() + 1000)
         assert events == [(0, Progress(b"x")), (1, Failed("no"))]
+        assert loop.time() < 1
 
-    asyncio.run(scenario())
+    run_eagerly(scenario())
 
 
 def test_an_outcome_has_every_choice_in_its_place() -> None:

@@ -12,6 +12,7 @@ import openai
 import pytest
 from fake_engine import INFO, Client, FakeEngine, app_of, encode, error_of, finished, say
 from live import live
+from patience import PATIENCE_S
 
 from server.messages import Event, Failed, FinishReason, Progress, Submission
 from specdec.logprobs import ByteLogprob
@@ -276,12 +277,12 @@ def test_one_failure_fails_the_request_and_cancels_the_rest() -> None:
                 super()._play(submission, deliver)
 
     engine = HalfBroken()
-    with Client(engine) as client:
+    with Client(engine, drain_seconds=PATIENCE_S) as client:
         for stream in (False, True):
             response = client.complete(prompt=["a", "bad", "b"], request_id="r", stream=stream)
             assert "a round failed" in response.text
             # once the others have ended, the id is free
-            client.run(asyncio.sleep(0.01))
+            assert client.run(client.app.state.service.drain())
     assert engine.cancelled == ["r", "r#2"] * 2
 
 

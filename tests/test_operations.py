@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import INFO, STATUS, Client, FakeEngine, error_of, say, until
+from fake_engine import INFO, STATUS, Client, FakeEngine, error_of, say
+from patience import PATIENCE_S, until, wait_for
 
 from server.answers import Version
 from server.app import create_app
@@ -23,7 +24,7 @@ def test_before_and_after_loading() -> None:
     engine = FakeEngine(say(b"x"))
 
     def load(_: Settings) -> FakeEngine:
-        assert loaded.wait(60)
+        wait_for(loaded)
         return engine
 
     async def scenario() -> None:
@@ -41,8 +42,8 @@ def test_before_and_after_loading() -> None:
             assert response.status_code == 503
             assert "specdec_model_info" not in (await client.get("/metrics")).text
             loaded.set()
-            while (await client.get("/ready")).status_code != 200:
-                await asyncio.sleep(0.001)
+            await until(lambda: not app.state.service.loading)
+            assert (await client.get("/ready")).status_code == 200
             assert (await client.get("/health")).json() == {"status": "ok"}
             assert not engine.stopped
         assert engine.stopped
@@ -81,7 +82,7 @@ def test_a_model_that_cannot_be_loaded(
 def test_without_a_model_the_process_ends_with_a_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "server", "--port", "0", "--log-level", "error"]
     ended = subprocess.run(
-        [*command, "--checkpoint", tmp_path], capture_output=True, text=True, timeout=300
+        [*command, "--checkpoint", tmp_path], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()

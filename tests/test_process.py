@@ -10,18 +10,19 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fake_engine import STATUS, Client, FakeEngine, error_of, until
+from fake_engine import STATUS, Client, FakeEngine, error_of
 from live import free_port, wait_for
+from patience import PATIENCE_S, eventually, until
+from patience import wait_for as waited
 from test_disconnect import Connection
 
 from server.process import serve
@@ -34,99 +35,106 @@ TESTS = Path(__file__).parent
 def served(
     *flags: str, trust: ssl.SSLContext | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A process of `served.py`: closing its standard input ends what it holds."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, TESTS / "served.py", "--port", str(port), *flags],
         env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+        stdin=subprocess.PIPE,
     )
     url = f"{'https' if trust else 'http'}://127.0.0.1:{port}"
-    try:
-        wait_for(url, trust or True, lambda: process.poll() is None)
-        yield process, url
-    finally:
-        process.kill()
-        process.wait()
+    with process:
+        try:
+            wait_for(url, trust or True, lambda: process.poll() is None)
+            yield process, url
+        finally:
+            process.kill()
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def ask(url: str, prompt: object) -> httpx.Response:
+    return httpx.post(f"{url}/generate", json={"prompt": str(prompt)})
 
 
-def ask(url: str, seconds: float) -> httpx.Response:
-    return httpx.post(f"{url}/generate", json={"prompt": str(seconds)}, timeout=30)
+@contextmanager
+def held(url: str) -> Iterator[http.client.HTTPConnection]:
+    """The connection of a request that is held, and not streamed."""
+    address = url.removeprefix("http://")
+    with closing(http.client.HTTPConnection(address, timeout=PATIENCE_S)) as connection:
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/generate", json.dumps({"prompt": "hold"}), headers)
+        yield connection
 
 
-def sent(url: str, seconds: float) -> http.client.HTTPConnection:
-    """A request on its way: in flight by the time that one sent after it has begun."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
-    headers = {"Content-Type": "application/json"}
-    connection.request("POST", "/generate", json.dumps({"prompt": str(seconds)}), headers)
-    return connection
+@contextmanager
+def held_stream(url: str) -> Iterator[Iterator[str]]:
+    """The lines of a stream that is held."""
+    request = {"prompt": "hold", "stream": True}
+    with httpx.stream("POST", f"{url}/generate", json=request) as stream:
+        yield stream.iter_lines()
+
+
+def wait_until_begun(url: str, requests: int) -> None:
+    written = f'tokens_total{{mode="auto",model_name="fake"}} {5.0 * requests}'
+    eventually(lambda: written in httpx.get(f"{url}/metrics").text)
 
 
 def test_what_is_begun_is_finished_before_the_process_ends() -> None:
-    with served() as (process, url):
-        waiting = sent(url, 2.5)
-        with httpx.stream(
-            "POST", f"{url}/generate", json={"prompt": "2.5", "stream": True}
-        ) as stream:
-            lines = stream.iter_lines()
-            assert "begun" in next(lines)
+    with served("--drain-seconds", str(PATIENCE_S)) as (process, url):
+        assert process.stdin is not None
+        with held(url) as waiting, held_stream(url) as lines:
+            wait_until_begun(url, 2)
             process.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + 2
-            while (ready := httpx.get(f"{url}/ready")).status_code == 200:
-                assert time.monotonic() < deadline
+            ready = eventually(lambda: refusal(url))
             assert error_of(ready)["code"] == "draining"
-            refused = ask(url, 0)
+            refused = ask(url, "another")
             assert (refused.status_code, error_of(refused)["code"]) == (503, "draining")
             assert httpx.get(f"{url}/health").json() == {"status": "draining"}
+            process.stdin.close()
             assert '"finish_reason": "stop"' in "".join(lines)
-        assert json.loads(waiting.getresponse().read())["text"] == "begun"
-        waiting.close()
-        assert process.wait(10) == 0
+            assert json.loads(waiting.getresponse().read())["text"] == "begun"
+        assert process.wait(PATIENCE_S) == 0
+
+
+def refusal(url: str) -> httpx.Response | None:
+    """What /ready says where it does not say that all is well."""
+    ready = httpx.get(f"{url}/ready")
+    return None if ready.status_code == 200 else ready
 
 
 def test_what_does_not_finish_in_time_is_told_and_a_stream_too() -> None:
     with served("--drain-seconds", "0.3") as (process, url):
-        waiting = sent(url, 60)
-        with httpx.stream(
-            "POST", f"{url}/generate", json={"prompt": "60", "stream": True}
-        ) as stream:
-            lines = stream.iter_lines()
-            assert "begun" in next(lines)
+        with held(url) as waiting, held_stream(url) as lines:
+            wait_until_begun(url, 2)
             process.send_signal(signal.SIGINT)
             *_, last = [line for line in lines if line]
-        error = json.loads(last.removeprefix("data: "))["error"]
-        assert (error["message"], error["type"]) == ("the server is shutting down", "server_error")
-        assert error["code"] == "draining"
-        answer = waiting.getresponse()
-        assert answer.status == 503
-        told = json.loads(answer.read())["error"]
-        assert told == error
-        waiting.close()
-        assert process.wait(10) == 1
+            error = json.loads(last.removeprefix("data: "))["error"]
+            told = (error["message"], error["type"], error["code"])
+            assert told == ("the server is shutting down", "server_error", "draining")
+            answer = waiting.getresponse()
+            assert answer.status == 503
+            assert json.loads(answer.read())["error"] == error
+        assert process.wait(PATIENCE_S) == 1
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
-    with served() as (process, url), ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(ask, url, 60)
-        written = 'tokens_total{mode="auto",model_name="fake"} 5.0'
-        eventually(lambda: written in httpx.get(f"{url}/metrics").text)
+    with (
+        served("--drain-seconds", str(PATIENCE_S)) as (process, url),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        answer = pool.submit(ask, url, "hold")
+        wait_until_begun(url, 1)
         process.send_signal(signal.SIGTERM)
-        eventually(lambda: httpx.get(f"{url}/ready").status_code != 200)
+        eventually(lambda: refusal(url))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == -signal.SIGTERM
+        assert process.wait(PATIENCE_S) == -signal.SIGTERM
         assert isinstance(answer.exception(), httpx.TransportError)
 
 
 def test_the_server_ends_with_its_engine() -> None:
     with served() as (process, url):
-        answer = httpx.post(f"{url}/generate", json={"prompt": "die"}, timeout=30)
+        answer = ask(url, "die")
         assert (answer.status_code, error_of(answer)["message"]) == (500, "the engine has died")
-        assert process.wait(10) == 1
+        assert process.wait(PATIENCE_S) == 1
 
 
 LOADS_FOR_MINUTES = """
@@ -137,7 +145,7 @@ from server.process import serve
 from server.settings import read_settings
 
 def load(settings):
-    time.sleep(600)
+    time.sleep(6000)
 
 if __name__ == "__main__":
     settings = read_settings()
@@ -161,16 +169,16 @@ def test_told_to_stop_while_it_loads_it_ends_at_once(tmp_path: Path) -> None:
             return bool(httpx.get(f"{url}/health").json() == {"status": "loading"})
         return False
 
-    try:
-        eventually(loading)
-        process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=120)
-        assert process.returncode == 0
-        assert b"told to stop while loading" in told
-        assert b"Traceback" not in told
-    finally:
-        process.kill()
-        process.wait()
+    with process:
+        try:
+            eventually(loading)
+            process.send_signal(signal.SIGTERM)
+            _, told = process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == 0
+            assert b"told to stop while loading" in told
+            assert b"Traceback" not in told
+        finally:
+            process.kill()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
@@ -206,12 +214,15 @@ def drain_with(engine: FakeEngine, seconds: float, leave: bool) -> tuple[bool, A
         await until(lambda: engine.submissions)
         service = client.app.state.service
         service.draining = True
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         draining = asyncio.create_task(service.drain())
-        await asyncio.sleep(0.01)
-        assert not draining.done()
         if leave:
+            await asyncio.sleep(0.01)
+            assert not draining.done()
             connection.leave()
         drained = await draining
+        assert drained or loop.time() - began > 0.99 * seconds
         await running
         return drained, json.loads(connection.sent[1]["body"])
 
@@ -223,7 +234,7 @@ def drain_with(engine: FakeEngine, seconds: float, leave: bool) -> tuple[bool, A
 
 
 def test_draining_waits_for_the_last_request() -> None:
-    drained, answer = drain_with(FakeEngine(), 20.0, leave=True)
+    drained, answer = drain_with(FakeEngine(), PATIENCE_S, leave=True)
     assert drained
     assert answer["finish_reason"] == "cancelled"
 
@@ -232,7 +243,7 @@ def test_draining_has_an_end() -> None:
     released = threading.Event()
 
     def hanging(_: object) -> list[Any]:
-        assert released.wait(20)
+        waited(released)
         return []
 
     # one engine tells its requests when it is stopped, the other hangs

