@@ -18,7 +18,8 @@ from specdec.checkpoint import load_model
 from specdec.decoder import Job, generate
 from specdec.sampling import SamplingParams
 from train.data import Corpus
-from train.source import DataError, Packing
+from train.data_files import DataError, DataFiles
+from train.source import Packing
 
 SLOTS = 32
 
@@ -99,6 +100,7 @@ def main(arguments: list[str]) -> int:
             Packing(separator=None, by_file=False, validation_fraction=0.05),
             options.prompt_bytes,
             options.out.parent / "data",
+            found=DataFiles(own=(options.out, options.out.parent / "data")),
         )
         size = write_samples(
             options.checkpoint,
