@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from runs import CPU, FROZEN, TINY, assert_same_weights, refusal, run, weights, write_words
 
 from specdec.checkpoint import load_model, save_checkpoint
+from train.config import TrainConfig
 from train.save import read_save
 
 pytestmark = pytest.mark.usefixtures("short_cards")
@@ -65,7 +67,7 @@ def test_flags_that_change_no_weight_may_be_others(
         ("--windows 64 64", "--windows was 64 128, is 64 64;"),
         ("--no-detach", "--detach was True, is False;"),
         ("--depth 3", "--depth was 2, is 3;"),
-        ("--compile", "--compile was False, is True;"),
+        ("--dtype bfloat16", "--dtype was float32, is bfloat16;"),
         ("--validation-bytes 1024", "--validation-bytes was 512, is 1024;"),
         ("--mix 1", "--mix was not given, is 1.0;"),
         ("--start-from /there", "--start-from was not given, is /there;"),
@@ -78,6 +80,12 @@ def test_a_flag_that_differs_is_named_with_both_values(
     said = refusal(capsys, "--data", text, *SHORT, "--out", copy, *flags.split())
     begin = f"{copy / 'last.pt'} was trained with other flags: {told}"
     assert said == f"{begin} give those of that run or another --out"
+
+
+def test_compiled_steps_are_others() -> None:
+    eager = TrainConfig(data=("words",))
+    compiled = replace(eager, compile=True, data=("elsewhere",), save_every=7)
+    assert eager.differing(compiled) == {"compile": (False, True)}
 
 
 def test_data_that_changed_are_named(

@@ -84,7 +84,8 @@ def _difference(old: Sequence[DataFile], new: Sequence[DataFile]) -> str:
 
 def _by_name(files: Sequence[DataFile], others: Sequence[DataFile]) -> dict[str, str]:
     """Digests by path; where all lie elsewhere than the others by path below their directory."""
-    if not files or {file.path for file in files} & {file.path for file in others}:
+    paths = {file.path for file in files}
+    if not (files and others) or paths & {file.path for file in others}:
         return {file.path: file.sha256 for file in files}
     root = commonpath([str(Path(file.path).parent) for file in files])
     return {str(Path(file.path).relative_to(root)): file.sha256 for file in files}

@@ -63,4 +63,5 @@ def _equal(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]
 
 
 def _shown(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value) or "not given"
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text or "not given"

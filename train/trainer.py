@@ -148,8 +148,8 @@ class Trainer:
         self.inventory = require_same_run(self, state)
         with taking(self.save_path):
             self.take(state)
-            self.step, self.seconds = state["step"], state["seconds"]
-            self.best = state.get("best", math.inf)
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.best = float(state.get("best", math.inf))
             self.curve, self.earlier = json.loads(state["curve"]), json.loads(state["earlier"])
         return True
 
