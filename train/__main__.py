@@ -1,9 +1,11 @@
 """`python -m train --data FILE... --out DIR`: trains model and prophet, exports a checkpoint.
 
 `python -m train prophet --checkpoint DIR --data FILE... --out DIR` trains a prophet for the model
-of a checkpoint, which is kept as it is.  The same command resumes a run that was stopped, and with
---export turns what it has so far into a checkpoint; under torchrun several processes share each
-batch.  A run that diverged goes on from its best weights with other rates:
+of a checkpoint, which is kept as it is.  The same command resumes a run that was stopped, on the
+same data, wherever they lie now; of the flags those may be others that change no weight: --test,
+--test-prompts, --evaluate-every, --save-every, --demonstrate-every, --tensorboard.  With --export
+it turns what it has so far into a checkpoint; under torchrun several processes share each batch.  A
+run that diverged goes on from its best weights with other rates:
 --start-from DIR/best.pt --out ANOTHER.
 
 The status is 0 where all went well, 2 where something was refused before anything was trained, 1
@@ -14,10 +16,11 @@ import argparse
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
+from train.arguments import Parser, path_text, within
 from train.config import PRESETS, ModelShape, TrainConfig
 from train.export import export
 from train.limits import COUNT, flag
@@ -85,30 +88,6 @@ HELP = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line, without the list of all flags."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message.removeprefix('argument ')}; --help tells more\n")
-
-
-def _path(text: str) -> str:
-    # a variable of the shell that is not set, and nothing else: "" would be this directory
-    if not text:
-        raise argparse.ArgumentTypeError("is empty")
-    return text
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value not in COUNT:
-        raise argparse.ArgumentTypeError(f"must be {COUNT}, not {value}")
-    return value
-
-
-_count.__name__ = "int"  # argparse puts it into its words
-
-
 def _add_flags(
     group: argparse._ArgumentGroup, record: type[Any], defaults: object, skip: set[str]
 ) -> None:
@@ -121,10 +100,10 @@ def _add_flags(
         if isinstance(default, bool):
             group.add_argument(name, action=argparse.BooleanOptionalAction, help=shown)
         elif isinstance(default, tuple):
-            kind = TUPLES.get(item.name, _path)
+            kind = TUPLES.get(item.name, path_text)
             group.add_argument(name, nargs="+", type=kind, help=shown)
         else:
-            kind = _path if item.name == "start_from" else type(default)
+            kind = path_text if item.name == "start_from" else type(default)
             group.add_argument(name, type=kind, help=shown)
 
 
@@ -146,7 +125,7 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
         "--data",
         nargs="+",
         required=True,
-        type=_path,
+        type=path_text,
         help="files, directories or globs; plain, .gz, .bz2, .xz, .zip; together one source, "
         "in the order given, unless --mix weighs them; of directories what is no data is left "
         "out: hidden files, this run, other runs and checkpoints, weights, programs, media",
@@ -154,13 +133,13 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
     out = Path("runs", "prophet" if prophet_alone else known.preset)
     parser.add_argument(
         "--out",
-        type=lambda text: Path(_path(text)),
+        type=lambda text: Path(path_text(text)),
         default=out,
         help=f"directory of the run (default: {out})",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--max-steps", type=_count, help="stop after so many, to go on another time"
+        "--max-steps", type=within(int, COUNT), help="stop after so many, to go on another time"
     )
     parser.add_argument(
         "--export",
@@ -174,7 +153,7 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
     skip = {"shape", "data", "frozen"}
     if prophet_alone:
         parser.add_argument(
-            "--checkpoint", required=True, type=_path, help="directory of the frozen model"
+            "--checkpoint", required=True, type=path_text, help="directory of the frozen model"
         )
         skip |= {f.name for f in fields(ModelShape)} - set(PROPHET_FIELDS)
     _add_flags(parser.add_argument_group("run"), TrainConfig, base, skip)
