@@ -1,8 +1,10 @@
 """Small runs by the command, for the tests of the trainer."""
 
 import random
+import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from train.__main__ import main
@@ -51,3 +53,16 @@ def assert_same_weights(first: Path, second: Path) -> None:
     ours, theirs = weights(first), weights(second)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What a command says that is refused before anything is trained: one line, status 2."""
+    capsys.readouterr()
+    try:
+        status: object = command(*arguments)
+    except SystemExit as left:  # argparse's own
+        status = left.code
+    said = capsys.readouterr()
+    assert status == 2, said.out
+    assert re.fullmatch(r"error: [^\n]+\n", said.err), said.err
+    return said.err.removeprefix("error: ").rstrip("\n")

@@ -54,3 +54,21 @@ def test_what_cannot_be_is_refused(
     assert "exceed the model's context of 160" in capsys.readouterr().err
     assert main([*flags, *out, "--prompt-bytes", "5000"]) == 1
     assert "fewer than" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("--bytes 0", "--bytes -1", "--prompt-bytes 0", "--new-bytes many", "--mix nan"),
+        *("--mix 1 2", "--mix 0", "--seed -1", "--data"),
+    ],
+)
+def test_senseless_numbers_are_refused_by_flag(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*flags, "--out", str(tmp_path / "samples.bin"), *given.split()])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {given.split()[0]}: ")
+    assert said.count("\n") == 1

@@ -10,7 +10,8 @@ from typing import IO, Any
 
 import pytest
 
-from train.source import DataError, Packing, expand, open_source
+from train.data_files import DataError, DataFiles
+from train.source import Packing, open_source
 
 WHOLE = Packing(separator=None, by_file=False, validation_fraction=0.0)
 
@@ -46,7 +47,7 @@ def whole(argument: Path, cache: Path, packing: Packing = WHOLE, limit: int = 0)
 
 
 def test_a_directory_is_all_its_files_in_a_fixed_order(tree: Path, tmp_path: Path) -> None:
-    names = [path.name for path in expand(str(tree))]
+    names = [path.name for path in DataFiles().expand(str(tree))]
     assert names == ["a.txt", "b.txt", "c.txt.gz", "d.xz", "e.zip"]
     assert whole(tree, tmp_path) == b"aabbbbcccdd\x00d122"
 

@@ -14,10 +14,11 @@ from train.__main__ import main
 from train.config import ModelShape, TrainConfig
 from train.curve import plot
 from train.data import Corpus
+from train.data_files import DataError
 from train.export import export
 from train.objective import Losses
 from train.save import TrainingError
-from train.source import DataError, Packing
+from train.source import Packing
 from train.trainer import Trainer
 from train.world import World
 
@@ -132,7 +133,7 @@ def test_resuming_under_another_configuration_is_refused(text: Path, tmp_path: P
     trainer = Trainer(config(text), tmp_path, CPU)
     trainer.save()
     other = Trainer(config(text, seed=1), tmp_path, CPU)
-    with pytest.raises(TrainingError, match="another configuration"):
+    with pytest.raises(TrainingError, match="--seed was 0, is 1; give"):
         other.resume()
 
 
@@ -326,24 +327,24 @@ def test_samples_of_one_name_are_told_apart_by_their_directories(
 def test_the_command_reports_bad_data_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--data", str(tmp_path / "no"), "--out", str(tmp_path / "run")]) == 1
+    assert main(["--data", str(tmp_path / "no"), "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'no'}: no such file\n"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mix": (1.0, 2.0)}, "mix has 2 weights for 1"),
-        ({"mix": (0.0,)}, "above 0"),
-        ({"steps": 0}, "steps"),
-        ({"dtype": "int8"}, "int8"),
-        ({"windows": (64, 1024)}, "context of 512"),
-        ({"windows": (64,)}, "same number of windows"),
-        ({"window_shares": (0.0, 0.0)}, "window_shares"),
-        ({"windows": (5, 64)}, "draft length"),
-        ({"seed": 2**32}, "seed must be from 0 to 4294967295"),
-        ({"seed": -1}, "seed"),
-        ({"split": "file", "data_limit": 9, "validation": ()}, "data_limit"),
+        ({"mix": (1.0, 2.0)}, "--mix: has 2 weights for 1"),
+        ({"mix": (0.0,)}, "--mix: must be above 0"),
+        ({"steps": 0}, "--steps: must be at least 1"),
+        ({"dtype": "int8"}, "--dtype: .* not int8"),
+        ({"windows": (64, 1024)}, "--windows: 1024 exceeds the --context of 512"),
+        ({"windows": (64,)}, "--windows, --window-shares: must name the same number"),
+        ({"window_shares": (0.0, 0.0)}, "--window-shares: must not all be 0"),
+        ({"windows": (5, 64)}, "--windows: must exceed the --draft-length of 5"),
+        ({"seed": 2**32}, "--seed: must be at least 0 and at most 4294967295"),
+        ({"seed": -1}, "--seed"),
+        ({"split": "file", "data_limit": 9, "validation": ()}, "--data-limit"),
     ],
 )
 def test_impossible_configurations_are_refused_by_name(

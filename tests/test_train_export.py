@@ -58,8 +58,8 @@ def test_a_stopped_run_is_exported_when_asked_and_goes_on(
 ) -> None:
     flags = ["--data", text, *TINY, "--steps", 6, "--evaluate-every", 2]
     for out in (tmp_path / "whole", tmp_path / "run"):
-        assert command(*flags, "--out", out, "--export") == 1
-        assert "export: " in capsys.readouterr().err
+        assert command(*flags, "--out", out, "--export") == 2
+        assert "--export: " in capsys.readouterr().err
         assert not out.exists()
     run(*flags, "--out", tmp_path / "run", "--max-steps", 3)
     before = (tmp_path / "run" / "last.pt").read_bytes()

@@ -160,7 +160,10 @@ def test_a_run_stops_before_what_is_not_a_number_reaches_the_weights(
     with monkeypatch.context() as patched:
         patched.setattr(train.trainer, "objective", spoiled)
         assert command(*flags, "--out", tmp_path / "broken") == 1
-    error = f"error: {message}; the last save is kept\n"
+    error = (
+        f"error: {message}; the last save is kept; --start-from {tmp_path / 'broken' / 'best.pt'} "
+        "goes on with other rates in another --out\n"
+    )
     assert capsys.readouterr().err.endswith(error)
     assert read_save(tmp_path / "broken" / "last.pt", CPU)["step"] == 2
     run(*flags, "--out", tmp_path / "broken")

@@ -229,7 +229,7 @@ def test_files_of_the_shell_are_one_source_unless_they_are_weighed(
     assert "00.txt and 39 more/model" in rows[0]
 
     weighed = ["--data", *names[:2], "--mix", 1, 2, "--out", tmp_path / "mixed"]
-    assert command(*weighed, *flags) == 1
+    assert command(*weighed, *flags) == 2
     assert "00.txt: 50 bytes for validation are fewer than one window" in capsys.readouterr().err
     run(*weighed, *flags, "--validation", text)
 
@@ -264,7 +264,7 @@ def test_a_run_starts_from_the_weights_and_momentum_of_another(
     assert card.count("| model and prophet |") == 2
 
     other = ["--start-from", tmp_path / "first", "--out", tmp_path / "third", "--depth", 3]
-    assert main([str(x) for x in (*flags, *other, "--steps", 2)]) == 1
+    assert main([str(x) for x in (*flags, *other, "--steps", 2)]) == 2
     assert "another shape" in capsys.readouterr().err
 
 
@@ -288,7 +288,7 @@ def test_a_prophet_goes_on_for_another_model(
     assert 0.9 < cosine(*heads, 0) < 1
 
     joint = ["--data", text, *TINY, "--steps", 1, *start, "--out", tmp_path / "third"]
-    assert main([str(x) for x in joint]) == 1
+    assert main([str(x) for x in joint]) == 2
     assert "trained a prophet alone" in capsys.readouterr().err
 
 
@@ -330,15 +330,15 @@ def test_training_goes_on_from_a_checkpoint(
 
     (shipped / "prophet_config.json").unlink()
     for flags, message in (
-        (["prophet", *frozen, shipped], f"start_from: {shipped} has no prophet"),
+        (["prophet", *frozen, shipped], f"--start-from: {shipped} has no prophet"),
         (["prophet", *frozen, alone, "--leading-states", 3], "leading_states is 2, not 3"),
         (
             [*still, *TINY, "--depth", 3, "--start-from", shipped],
-            f"start_from: {shipped} has another shape of model: num_hidden_layers is 2, not 3",
+            f"--start-from: {shipped} has another shape of model: num_hidden_layers is 2, not 3",
         ),
-        ([*still, *TINY, "--start-from", tmp_path], f"start_from: {tmp_path} is neither a run"),
+        ([*still, *TINY, "--start-from", tmp_path], f"--start-from: {tmp_path} is neither a run"),
     ):
-        assert command(*flags, "--out", tmp_path / "wrong") == 1
+        assert command(*flags, "--out", tmp_path / "wrong") == 2
         assert message in capsys.readouterr().err
 
 
@@ -360,7 +360,7 @@ def test_joint_training_then_distillation(
     assert card.count("| model and prophet |") == card.count("| prophet, model frozen |") == 1
 
     other = [*flags, "--leading-states", 3, "--out", tmp_path / "other"]
-    assert main([str(x) for x in other]) == 1
+    assert main([str(x) for x in other]) == 2
     assert "another shape of prophet" in capsys.readouterr().err
 
 
@@ -373,8 +373,8 @@ def test_a_prophet_may_use_the_whole_context_of_its_model(
     frozen += [*FROZEN, "--steps", 1, "--batch", 1, "--window-shares", 1]
     run(*frozen, "--windows", 1300, "--out", tmp_path / "alone")
     assert load_prophet(tmp_path / "alone" / "checkpoint") is not None
-    assert command(*frozen, "--windows", 1301, "--out", tmp_path / "beyond") == 1
-    assert "windows: 1301 exceeds the model's context of 1300" in capsys.readouterr().err
+    assert command(*frozen, "--windows", 1301, "--out", tmp_path / "beyond") == 2
+    assert "--windows: 1301 exceeds the model's context of 1300" in capsys.readouterr().err
 
 
 def test_a_prophet_is_trained_for_what_transformers_writes(text: Path, tmp_path: Path) -> None:
@@ -495,18 +495,24 @@ def test_a_prophet_is_trained_for_a_frozen_model(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--accumulate", "0"], "accumulate"),
-        (["--optimizer", "sgd"], "optimizer must be one of muon, adamw, adam"),
-        (["--prophet-loss", "mse"], "prophet_loss must be one of"),
-        (["--prophet-kind", "medusa"], "prophet_kind must be one of autoregressive, parallel"),
-        (["--prophet-kind", "parallel", "--prophet-depth", "2"], "prophet_depth must be 1"),
-        (["--starts", "1.5"], "starts"),
-        (["--split", "line"], "split must be one of"),
-        (["--separate", "--eos-byte", "-1"], "separate needs an eos_byte"),
+        (["--accumulate", "0"], "--accumulate: must be at least 1"),
+        (["--optimizer", "sgd"], "--optimizer: must be one of muon, adamw, adam"),
+        (["--prophet-loss", "mse"], "--prophet-loss: must be one of"),
+        (
+            ["--prophet-kind", "medusa"],
+            "--prophet-kind: ProphetConfig.kind 'medusa' is not known: autoregressive and parallel",
+        ),
+        (
+            ["--prophet-kind", "parallel", "--prophet-depth", "2"],
+            "--prophet-depth, --prophet-kind: ",
+        ),
+        (["--starts", "1.5"], "--starts: must be at least 0 and at most 1, not 1.5"),
+        (["--split", "line"], "--split: must be one of"),
+        (["--separate", "--eos-byte", "-1"], "--separate: needs an --eos-byte"),
     ],
 )
 def test_impossible_flags_are_refused_by_name(
     text: Path, tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--data", str(text), "--out", str(tmp_path), *TINY, *flags]) == 1
+    assert main(["--data", str(text), "--out", str(tmp_path), *TINY, *flags]) == 2
     assert message in capsys.readouterr().err

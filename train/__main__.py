@@ -1,9 +1,15 @@
 """`python -m train --data FILE... --out DIR`: trains model and prophet, exports a checkpoint.
 
 `python -m train prophet --checkpoint DIR --data FILE... --out DIR` trains a prophet for the model
-of a checkpoint, which is kept as it is.  The same command resumes a run that was stopped, and with
---export turns what it has so far into a checkpoint; under torchrun several processes share each
-batch.
+of a checkpoint, which is kept as it is.  The same command resumes a run that was stopped, on the
+same data, wherever they lie now; of the flags those may be others that change no weight: --test,
+--test-prompts, --evaluate-every, --save-every, --demonstrate-every, --tensorboard.  With --export
+it turns what it has so far into a checkpoint; under torchrun several processes share each batch.  A
+run that diverged goes on from its best weights with other rates:
+--start-from DIR/best.pt --out ANOTHER.
+
+The status is 0 where all went well, 2 where something was refused before anything was trained, 1
+where training, or writing what it made, failed.
 """
 
 import argparse
@@ -14,11 +20,13 @@ from typing import Any
 
 import torch
 
+from train.arguments import Parser, path_text, within
 from train.config import PRESETS, ModelShape, TrainConfig
 from train.export import export
+from train.limits import COUNT, flag
 from train.save import TrainingError
 from train.trainer import Trainer
-from train.world import World
+from train.world import World, require_present
 
 PROPHET_FIELDS = ("prophet_kind", "prophet_depth", "leading_states", "draft_length", "eos_byte")
 """What of the shape is asked for with a frozen model: the rest is the model's."""
@@ -36,8 +44,8 @@ HELP = {
     "split": "what goes to validation: the last fraction of each source, or whole files",
     "separate": "put the end-of-document byte behind each file of a source of several",
     "data_limit": "bytes used of each source, 0 for all, as it must be with --split file",
-    "start_from": "directory of a run whose last weights and optimizer state to begin with, "
-    "or of a checkpoint whose weights",
+    "start_from": "directory of a run whose last weights and optimizer state to begin with; "
+    "best.pt in it for its best weights, or the directory of a checkpoint, for weights alone",
     "steps": "steps of the whole run; the rate's schedule is made for them",
     "batch": "rows of the first window in a batch",
     "accumulate": "batches per step",
@@ -56,7 +64,7 @@ HELP = {
     "weight_decay": "decoupled decay of Muon and AdamW",
     "warmup": "steps in which the rates rise",
     "decay_fraction": "last share of the steps, in which the rates fall to zero",
-    "clip": "largest norm of the gradient",
+    "clip": "largest norm of the gradient, 0 for no clipping",
     "seed": "of weights, samples and offsets",
     "dtype": "auto, bfloat16 or float32, for the products; weights are kept in float32",
     "compile": "run forward and backward through torch.compile",
@@ -86,26 +94,27 @@ def _add_flags(
     for item in fields(record):
         if item.name in skip:
             continue
-        flag, default = "--" + item.name.replace("_", "-"), getattr(defaults, item.name)
+        name, default = flag(item.name), getattr(defaults, item.name)
         words = " ".join(map(str, default)) if isinstance(default, tuple) else default
         shown = HELP[item.name] + (f" (default: {words})" if words != "" else "")
         if isinstance(default, bool):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown)
+            group.add_argument(name, action=argparse.BooleanOptionalAction, help=shown)
         elif isinstance(default, tuple):
-            kind = TUPLES.get(item.name, str)
-            group.add_argument(flag, nargs="+", type=kind, help=shown)
+            kind = TUPLES.get(item.name, path_text)
+            group.add_argument(name, nargs="+", type=kind, help=shown)
         else:
-            group.add_argument(flag, type=type(default), help=shown)
+            kind = path_text if item.name == "start_from" else type(default)
+            group.add_argument(name, type=kind, help=shown)
 
 
 def parse(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
     """The run's configuration and the flags that are not part of it."""
     prophet_alone = arguments[:1] == ["prophet"]
-    first = argparse.ArgumentParser(add_help=False)
+    first = Parser(add_help=False)
     first.add_argument("--preset", choices=sorted(PRESETS), default="default")
     known, _ = first.parse_known_args(arguments)
     base = PRESETS[known.preset]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m train" + " prophet" * prophet_alone,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -116,15 +125,22 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
         "--data",
         nargs="+",
         required=True,
-        help="files, directories or globs; plain, .gz, .xz, .zip; together one source, "
-        "in the order given, unless --mix weighs them",
+        type=path_text,
+        help="files, directories or globs; plain, .gz, .bz2, .xz, .zip; together one source, "
+        "in the order given, unless --mix weighs them; of directories what is no data is left "
+        "out: hidden files, this run, other runs and checkpoints, weights, programs, media",
     )
     out = Path("runs", "prophet" if prophet_alone else known.preset)
     parser.add_argument(
-        "--out", type=Path, default=out, help=f"directory of the run (default: {out})"
+        "--out",
+        type=lambda text: Path(path_text(text)),
+        default=out,
+        help=f"directory of the run (default: {out})",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--max-steps", type=int, help="stop after so many, to go on another time")
+    parser.add_argument(
+        "--max-steps", type=within(int, COUNT), help="stop after so many, to go on another time"
+    )
     parser.add_argument(
         "--export",
         action="store_true",
@@ -136,7 +152,9 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
     )
     skip = {"shape", "data", "frozen"}
     if prophet_alone:
-        parser.add_argument("--checkpoint", required=True, help="directory of the frozen model")
+        parser.add_argument(
+            "--checkpoint", required=True, type=path_text, help="directory of the frozen model"
+        )
         skip |= {f.name for f in fields(ModelShape)} - set(PROPHET_FIELDS)
     _add_flags(parser.add_argument_group("run"), TrainConfig, base, skip)
     _add_flags(parser.add_argument_group("shape"), ModelShape, base.shape, skip)
@@ -154,32 +172,51 @@ def parse(arguments: list[str]) -> tuple[TrainConfig, argparse.Namespace]:
     return config.with_absolute_paths(), options
 
 
+def begin(arguments: list[str], world: World) -> tuple[Trainer, argparse.Namespace]:
+    """A trainer that has taken up its run, or begun one."""
+    config, options = parse(arguments)
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out: {options.out} is not a directory")
+    device = world.device(options.device)
+    require_present(device)
+    world.join(device)
+    trainer = Trainer(config, options.out, device, world)
+    resumed = trainer.resume()
+    if options.export and not resumed:
+        raise TrainingError(f"--export: {trainer.save_path} is not there: nothing was trained")
+    if world.leads:
+        for note in trainer.notes:
+            print(note)
+        if resumed:
+            print(f"resumed {trainer.save_path} at step {trainer.step}")
+    return trainer, options
+
+
+def finish(trainer: Trainer, options: argparse.Namespace) -> None:
+    if not options.export:
+        trainer.run(getattr(options, "max_steps", None))
+    if not trainer.world.leads:
+        return
+    if trainer.step < trainer.config.steps and not options.export:
+        print(
+            f"stopped at step {trainer.step}; the same command goes on from there, "
+            "with --export it makes a checkpoint of it"
+        )
+    else:
+        export(trainer, options.out / "checkpoint", options.about_data)
+        print(f"exported {options.out / 'checkpoint'}")
+
+
 def main(arguments: list[str]) -> int:
     world = World()
+    status = 2
     try:
-        config, options = parse(arguments)
-        device = world.device(options.device)
-        world.join(device)
-        trainer = Trainer(config, options.out, device, world)
-        resumed = trainer.resume()
-        if resumed and world.leads:
-            print(f"resumed {trainer.save_path} at step {trainer.step}")
-        if options.export and not resumed:
-            raise TrainingError(f"export: {trainer.save_path} is not there: nothing was trained")
-        if not options.export:
-            trainer.run(getattr(options, "max_steps", None))
-        if world.leads:
-            if trainer.step < config.steps and not options.export:
-                print(
-                    f"stopped at step {trainer.step}; the same command goes on from there, "
-                    "with --export it makes a checkpoint of it"
-                )
-            else:
-                export(trainer, options.out / "checkpoint", options.about_data)
-                print(f"exported {options.out / 'checkpoint'}")
+        trainer, options = begin(arguments, world)
+        status = 1
+        finish(trainer, options)
     except (TrainingError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return status
     finally:
         world.leave()
     return 0

@@ -10,10 +10,23 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from specdec.config import PROPHET_KINDS, BlockConfig, ModelConfig, ProphetConfig
+from specdec.config import BlockConfig, ModelConfig, ProphetConfig
+from train.limits import (
+    flag,
+    naming_flags,
+    require_in_range,
+    require_prophet_readable,
+    require_readable,
+)
 
 PROPHET_LOSSES = ("cross_entropy", "kl", "tv", "lk", "coupled")
 """cross_entropy with the byte of the data; the others with the model's whole distribution."""
+
+
+RESULT_STAYS = frozenset(
+    ("test", "test_prompts", "evaluate_every", "save_every", "demonstrate_every", "tensorboard")
+)
+"""What a run may be resumed with other values of: no weight depends on it."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,17 @@ class ModelShape:
             leading_states=1 if self.prophet_kind == "parallel" else self.leading_states,
             draft_length=self.draft_length,
         )
+
+    def require_exportable(self) -> None:
+        """ValueError, by flag, where the checkpoint's reader would refuse the export."""
+        for depth, check in (
+            ("--depth", lambda: require_readable(self.model)),
+            ("--prophet-depth", lambda: require_prophet_readable(self.prophet)),
+        ):
+            try:
+                check()
+            except ValueError as error:
+                raise naming_flags(error, depth) from None
 
 
 @dataclass(frozen=True)
@@ -132,17 +156,7 @@ class TrainConfig:
     shape: ModelShape = field(default_factory=ModelShape)
 
     def __post_init__(self) -> None:
-        if self.mix and len(self.mix) != len(self.data):
-            raise ValueError(f"mix has {len(self.mix)} weights for {len(self.data)} data paths")
-        if any(not weight > 0 for weight in self.mix):
-            raise ValueError("mix: every weight must be above 0")
-        for name in ("steps", "batch", "accumulate", "evaluate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        if not self.windows or len(self.windows) != len(self.window_shares):
-            raise ValueError("windows and window_shares must name the same number of windows")
-        if any(share < 0 for share in self.window_shares) or not sum(self.window_shares) > 0:
-            raise ValueError("window_shares must be at least 0 and not all 0")
+        require_in_range({**vars(self.shape), **vars(self)})
         choices = {
             "dtype": ("auto", "bfloat16", "float32"),
             "optimizer": ("muon", "adamw", "adam"),
@@ -152,41 +166,41 @@ class TrainConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)}"
+                    f"{flag(name)}: must be one of {', '.join(allowed)}, not {getattr(self, name)}"
                 )
-        if self.shape.prophet_kind not in PROPHET_KINDS:
-            raise ValueError(
-                f"prophet_kind must be one of {', '.join(PROPHET_KINDS)}, "
-                f"not {self.shape.prophet_kind}"
-            )
-        if self.shape.prophet_kind == "parallel" and self.shape.prophet_depth != 1:
-            raise ValueError("prophet_depth must be 1 for the parallel kind")
-        if self.test_prompts < 1:
-            raise ValueError("test_prompts must be at least 1")
-        for name in ("starts", "prophet_curriculum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError("validation_fraction must be at least 0 and below 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be from 0 to {2**32 - 1}, not {self.seed}")
+        self.shape.require_exportable()
+        if self.mix and len(self.mix) != len(self.data):
+            raise ValueError(f"--mix: has {len(self.mix)} weights for {len(self.data)} data paths")
+        if not self.windows or len(self.windows) != len(self.window_shares):
+            raise ValueError("--windows, --window-shares: must name the same number of windows")
+        if not sum(self.window_shares):
+            raise ValueError("--window-shares: must not all be 0")
         if self.data_limit and self.split == "file" and not self.validation:
             raise ValueError(
-                "data_limit cuts what is split by fraction: 0 where whole files are split off"
+                "--data-limit: cuts what is split by fraction: 0 where whole files are split off"
             )
         if self.separate and self.shape.eos_byte < 0:
-            raise ValueError("separate needs an eos_byte to put behind each file")
+            raise ValueError("--separate: needs an --eos-byte to put behind each file")
         if self.frozen and not self.starts:
             raise ValueError(
-                "starts: with a frozen model there is nothing to train but the prophet"
+                "--starts: with a frozen model there is nothing to train but the prophet"
+            )
+        rate = self.muon_rate if self.optimizer == "muon" else self.adam_rate
+        if self.optimizer != "adam" and rate * self.weight_decay > 1:
+            raise ValueError(
+                f"--weight-decay: {self.weight_decay} at a rate of {rate} would take more than "
+                "the whole of a weight in a step"
             )
         # a frozen model has its own context, which is known once it is read
         if not self.frozen and max(self.windows) > self.shape.context:
             raise ValueError(
-                f"a window of {max(self.windows)} exceeds the context of {self.shape.context}"
+                f"--windows: {max(self.windows)} exceeds the --context of {self.shape.context}"
             )
-        if min(self.windows) <= self.shape.draft_length:
-            raise ValueError(f"windows must exceed the draft length {self.shape.draft_length}")
+        for name in ("draft_length", "leading_states"):
+            if min(self.windows) <= getattr(self.shape, name):
+                raise ValueError(
+                    f"--windows: must exceed the {flag(name)} of {getattr(self.shape, name)}"
+                )
 
     @property
     def sources(self) -> tuple[tuple[str, ...], ...]:
@@ -221,11 +235,32 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":
-        record: dict[str, Any] = json.loads(text)
-        shape = ModelShape(**record.pop("shape"))
+        """ValueError where the text is no configuration, or has fields that are not known here."""
+        record = json.loads(text)
+        shape = record.pop("shape")
+        unknown = {*record} - {f.name for f in fields(cls)}
+        unknown |= {*shape} - {f.name for f in fields(ModelShape)}
+        if unknown:
+            raise ValueError(
+                f"was saved with settings that this version does not know: "
+                f"{', '.join(sorted(unknown))}"
+            )
         lists = {f.name for f in fields(cls) if str(f.type).startswith("tuple")}
         values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in record.items()}
-        return cls(shape=shape, **values)
+        return cls(shape=ModelShape(**shape), **values)
+
+    def differing(self, now: "TrainConfig") -> dict[str, tuple[Any, Any]]:
+        """Field → both values, where they differ and weights, or which are the best, may too.
+
+        Of data and of a frozen model it is not the name that counts.
+        """
+        before, after = ({**vars(c), **vars(c.shape)} for c in (self, now))
+        left_out = RESULT_STAYS | {"shape", "data", "validation", "frozen"}
+        return {
+            name: (value, after[name])
+            for name, value in before.items()
+            if name not in left_out and value != after[name]
+        }
 
     def with_absolute_paths(self) -> "TrainConfig":
         def absolute(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ What is drawn for a step depends on the seed and the step alone, so that a resum
 bytes that an unbroken one would have seen.  Windows lie anywhere: one may span several documents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.source import Bytes, DataError, Packing, open_source, source_name
+from train.data_files import DataError, DataFiles
+from train.source import Bytes, Packing, open_source, source_name
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training, validation and test samples; `weights` are the shares of the training windows."""
+    """Training, validation and test samples; `weights` are the shares of the training windows.
+
+    `files` are those of the first two, by the flag that names them and for each source.
+    """
 
     training: tuple[Sample, ...]
     weights: tuple[float, ...]
     validation: tuple[Sample, ...]
     test: tuple[Sample, ...]
+    files: Mapping[str, Sequence[Path]]
 
     @classmethod
     def open(
@@ -56,6 +61,7 @@ class Corpus:
         cache: Path,
         limit: int = 0,
         test: tuple[str, ...] = (),
+        found: DataFiles | None = None,
     ) -> "Corpus":
         """Opens the sources of `data`, each given by one path or several.
 
@@ -65,16 +71,17 @@ class Corpus:
         DataError where a part is shorter than one window.
         """
         if not data or not all(data):
-            raise DataError("data: give at least one file, directory or glob")
+            raise DataError("--data: give at least one file, directory or glob")
+        found = found or DataFiles()
         whole = Packing(packing.separator, by_file=False, validation_fraction=0.0)
         training, held_out = [], []
         for name, paths in zip(_names(data), data, strict=True):
-            kept, left = open_source(paths, whole if validation else packing, cache, limit)
+            kept, left = open_source(paths, whole if validation else packing, cache, limit, found)
             training.append(Sample(name, kept))
             held_out.append(Sample(name, left))
         if validation:
-            held_out = _samples(validation, whole, cache)
-        tests = _samples(test, whole, cache) or held_out
+            held_out = _samples(validation, whole, cache, found)
+        tests = _samples(test, whole, cache, found) or held_out
         parts = (("training", training), ("validation", held_out), ("test", tests))
         for part, samples in parts:
             for sample in samples:
@@ -85,7 +92,12 @@ class Corpus:
                     )
         shares = np.array(mix or [len(sample.content) for sample in training], float)
         shares /= shares.sum()
-        return cls(tuple(training), tuple(shares.tolist()), tuple(held_out), tuple(tests))
+        files = {
+            f"--{part} ({index})" if len(sources) > 1 else f"--{part}": found.of(paths)
+            for part, sources in (("data", data), ("validation", [(path,) for path in validation]))
+            for index, paths in enumerate(sources, 1)
+        }
+        return cls(tuple(training), tuple(shares.tolist()), tuple(held_out), tuple(tests), files)
 
     def batch(self, seed: int, step: int, rows: int, length: int) -> Tensor:
         """int64 [rows, length] of random windows, a function of seed and step."""
@@ -99,9 +111,11 @@ class Corpus:
         return torch.cat(parts)
 
 
-def _samples(paths: tuple[str, ...], packing: Packing, cache: Path) -> list[Sample]:
+def _samples(
+    paths: tuple[str, ...], packing: Packing, cache: Path, found: DataFiles
+) -> list[Sample]:
     names = _names([(path,) for path in paths])
-    parts = [open_source((path,), packing, cache)[0] for path in paths]
+    parts = [open_source((path,), packing, cache, found=found)[0] for path in paths]
     return [Sample(name, part) for name, part in zip(names, parts, strict=True)]
 
 

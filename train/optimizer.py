@@ -4,6 +4,7 @@ Embeddings, heads, norms and learned vectors are not such matrices and keep Adam
 Hutter 2019).
 """
 
+import math
 from collections.abc import Iterable
 from itertools import chain
 
@@ -51,8 +52,8 @@ class Optimizers:
         self.parts.append(torch.optim.AdamW(rest, lr=rate, betas=BETAS, weight_decay=0.0))
 
     def clip(self, most: float) -> float:
-        """Clips the joint norm of the gradient; returns what it was."""
-        return float(nn.utils.clip_grad_norm_(self.parameters, most))
+        """Clips the joint norm of the gradient, 0 for not at all; returns what it was."""
+        return float(nn.utils.clip_grad_norm_(self.parameters, most or math.inf))
 
     def step(self, share: float) -> None:
         """Steps at `share` of the rates and drops the gradient."""

@@ -11,6 +11,8 @@ from train.config import TrainConfig
 
 Record = dict[str, Any]
 PHASE = ("config", "steps", "bytes_seen", "seconds", "dtype")
+SETTINGS = ("frozen", "starts", "windows", "prophet_loss")
+"""What a model card tells of the configuration."""
 
 
 def phase(config: TrainConfig, steps: int, seconds: float, dtype: str) -> Record:
@@ -19,7 +21,8 @@ def phase(config: TrainConfig, steps: int, seconds: float, dtype: str) -> Record
     for name in ("data", "validation", "test"):
         record[name] = [Path(path).name for path in record[name]]
     for name in ("frozen", "start_from"):
-        record[name] = Path(record[name]).name
+        path = Path(record[name])
+        record[name] = "/".join(path.parts[-2:]) if path.suffix == ".pt" else path.name
     windows = (config.window_at(step) for step in range(steps))
     return {
         "config": record,
@@ -62,7 +65,9 @@ def _read(checkpoint: Path) -> Record | None:
     path = checkpoint / "training.json"
     if not path.exists():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    # there may be a file of somebody else's by that name
-    ours = isinstance(record, dict) and {*PHASE, "model", "earlier"} <= record.keys()
-    return record if ours else None
+    try:
+        record = json.loads(path.read_bytes())
+        told = all(name in run["config"] for run in phases(record) for name in SETTINGS)
+    except (ValueError, TypeError, KeyError):
+        return None  # there may be a file of somebody else's by that name
+    return record if told else None

@@ -5,7 +5,6 @@ the data are continued by the model, and prompts and continuations become a file
 on.  Resumes behind what the file already holds: each stretch depends on the seed and its number.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -17,8 +16,11 @@ from specdec.build import build_decoder, decoding
 from specdec.checkpoint import load_model
 from specdec.decoder import Job, generate
 from specdec.sampling import SamplingParams
+from train.arguments import Parser, path_text, within
 from train.data import Corpus
-from train.source import DataError, Packing
+from train.data_files import DataError, DataFiles
+from train.limits import BYTES, COUNT, RANGES, WEIGHT
+from train.source import Packing
 
 SLOTS = 32
 
@@ -77,19 +79,27 @@ def write_samples(
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.samples", description=__doc__)
+    parser = Parser(prog="python -m train.samples", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", nargs="+", required=True, help="where prompts are taken from")
     parser.add_argument(
-        "--mix", nargs="+", type=float, default=[], help="weight of each data path, a source then"
+        "--data", nargs="+", required=True, type=path_text, help="where prompts are taken from"
+    )
+    parser.add_argument(
+        "--mix",
+        nargs="+",
+        type=within(float, WEIGHT),
+        default=[],
+        help="weight of each data path, a source then",
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--bytes", type=int, default=1_000_000)
-    parser.add_argument("--prompt-bytes", type=int, default=64)
-    parser.add_argument("--new-bytes", type=int, default=448)
+    parser.add_argument("--bytes", type=within(int, BYTES), default=1_000_000)
+    parser.add_argument("--prompt-bytes", type=within(int, COUNT), default=64)
+    parser.add_argument("--new-bytes", type=within(int, COUNT), default=448)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=within(int, RANGES["seed"]), default=0)
     options = parser.parse_args(arguments)
+    if options.mix and len(options.mix) != len(options.data):
+        parser.error(f"--mix: {len(options.mix)} weights for {len(options.data)} data paths")
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         corpus = Corpus.open(
@@ -99,6 +109,7 @@ def main(arguments: list[str]) -> int:
             Packing(separator=None, by_file=False, validation_fraction=0.05),
             options.prompt_bytes,
             options.out.parent / "data",
+            found=DataFiles(own=(options.out, options.out.parent / "data")),
         )
         size = write_samples(
             options.checkpoint,

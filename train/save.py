@@ -5,13 +5,21 @@ as plain tensors and numbers only (`weights_only`): a save never runs code.
 """
 
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+FORMAT = 1
+"""Of a save; one of a later version may have a later number."""
+
+WEIGHTS = frozenset(("step", "model", "prophet"))
+"""What any save holds."""
+
+WHOLE = WEIGHTS | {"config", "seconds", "dtype", "curve", "earlier", "optimizers"}
+"""What a run goes on from."""
 
 
 class TrainingError(RuntimeError):
@@ -46,9 +54,35 @@ def write_save(path: Path, state: dict[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def read_save(path: Path, device: torch.device) -> dict[str, Any]:
+def read_save(path: Path, device: torch.device, holds: frozenset[str] = WEIGHTS) -> dict[str, Any]:
+    """TrainingError where the file is damaged, no save, or one of a later version."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path}: is not a save of a run: {error}") from None
+        file = path.open("rb")
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be read: {error.strerror or error}") from None
+    try:
+        with file:
+            state = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # torch's reader raises whatever a damaged file leads it to
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise TrainingError(f"{path}: is not a whole save of a run: {reason}") from None
+    missing = sorted(holds - state.keys()) if isinstance(state, dict) else ["everything"]
+    if missing:
+        raise TrainingError(f"{path}: is not a save of a run: {', '.join(missing)} missing")
+    if state.get("format", FORMAT) != FORMAT:
+        raise TrainingError(
+            f"{path}: is a save of format {state['format']}, of another version; {FORMAT} is read"
+        )
     return state
+
+
+@contextmanager
+def taking(path: Path) -> Iterator[None]:
+    """Names the save that does not hold what its configuration says."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise TrainingError(f"{path}: cannot be taken as a save of a run: {reason}") from None

@@ -1,11 +1,12 @@
-"""Where training bytes lie: files, directories, globs; plain, .gz, .xz and .zip.
+"""Training bytes of a source: its files in one stretch; plain, .gz, .bz2, .xz and .zip.
 
-A source has one argument of `--data` or several.  A single plain file is memory-mapped where it
-lies; anything else is packed once into a file beside the run, which is then memory-mapped, so that
-a set larger than memory can be trained on.  Each file, and each member of a .zip, is one document.
-Knows nothing of windows or batches.
+A source has one argument of `--data` or several; `train.data_files` knows which files they name.
+A single plain file is memory-mapped where it lies; anything else is packed once into a file beside
+the run, which is then memory-mapped, so that a set larger than memory can be trained on.  Each
+file, and each member of a .zip, is one document.  Knows nothing of windows or batches.
 """
 
+import bz2
 import gzip
 import hashlib
 import lzma
@@ -16,12 +17,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from glob import glob, has_magic
 from pathlib import Path
 from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from train.data_files import HEAD_BYTES, READ, DataError, DataFiles, compression, naming_unreadable
 
 Bytes = NDArray[np.uint8]
 
@@ -29,12 +31,9 @@ CHUNK = 1 << 20
 
 COMPRESSED: dict[str, Callable[[Path], IO[bytes]]] = {
     ".gz": lambda path: cast(IO[bytes], gzip.open(path)),  # noqa: SIM115 - closed by `_pack`
+    ".bz2": lambda path: bz2.open(path),  # noqa: SIM115
     ".xz": lambda path: lzma.open(path),  # noqa: SIM115
 }
-
-
-class DataError(ValueError):
-    """The data cannot be trained on; the message names the file or argument."""
 
 
 @dataclass(frozen=True)
@@ -51,43 +50,21 @@ class Packing:
     validation_fraction: float
 
 
-def expand(argument: str) -> list[Path]:
-    """The files of an argument, in a fixed order: a file, all below a directory, or a glob's."""
-    path = Path(argument)
-    with _reading(path):
-        files = _found(argument, path)
-    if not files:
-        raise DataError(f"{argument}: no file matches")
-    return sorted(files)
-
-
-def _found(argument: str, path: Path) -> list[Path]:
-    if path.is_dir():
-        return [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]
-    if path.is_file():
-        return [path]
-    if has_magic(argument):
-        # Path.glob takes no absolute patterns
-        found = (Path(name) for name in glob(argument, recursive=True))  # noqa: PTH207
-        return [path for path in found if path.is_file()]
-    raise DataError(f"{argument}: no such file")
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def open_source(
-    arguments: Sequence[str], packing: Packing, cache: Path, limit: int = 0
+    arguments: Sequence[str],
+    packing: Packing,
+    cache: Path,
+    limit: int = 0,
+    found: DataFiles | None = None,
 ) -> tuple[Bytes, Bytes]:
     """(training, validation) bytes of the arguments in their order; the second may be empty.
 
     A file that several arguments name is taken once.  Of a source that is split by fraction only
     the first `limit` bytes are taken, where not 0.
     """
-    files = list(dict.fromkeys(path for argument in arguments for path in expand(argument)))
+    files = (found or DataFiles()).of(arguments)
     name = source_name(arguments)
-    if len(files) == 1 and files[0].suffix not in (*COMPRESSED, ".zip"):
+    if len(files) == 1 and files[0].suffix.lower() not in READ:
         if packing.by_file:
             raise DataError(f"{name}: one file cannot be split by file; split by fraction")
         return _cut(_mapped(files[0]), packing.validation_fraction, limit)
@@ -151,10 +128,12 @@ def _pack(name: str, files: list[Path], separator: int | None, target: Path) -> 
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as out:
             for path in files:
-                for document in _documents(path):
+                for document_name, document in _documents(path):
                     with document as content:
                         begin = out.tell()
                         while chunk := _read(content, path):
+                            if out.tell() == begin:
+                                _require_unpacked(document_name, chunk)
                             out.write(chunk)
                     if separator is not None and out.tell() > begin:
                         out.write(bytes([separator]))
@@ -170,8 +149,14 @@ def _pack(name: str, files: list[Path], separator: int | None, target: Path) -> 
             temporary.unlink(missing_ok=True)
 
 
-def _documents(path: Path) -> Iterator[IO[bytes]]:
-    if path.suffix == ".zip":
+def _require_unpacked(name: str, begin: bytes) -> None:
+    kind = compression(begin[:HEAD_BYTES])
+    if kind:
+        raise DataError(f"{name}: holds {kind}, which is not read inside another: unpack it")
+
+
+def _documents(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    if path.suffix.lower() == ".zip":
         with _reading(path):
             archive = zipfile.ZipFile(path)
         with archive:
@@ -179,11 +164,11 @@ def _documents(path: Path) -> Iterator[IO[bytes]]:
                 if not member.endswith("/"):
                     with _reading(path):
                         document = archive.open(member)
-                    yield document
+                    yield f"{path}: {member}", document
     else:
         with _reading(path):
-            plain = COMPRESSED.get(path.suffix, lambda plain: plain.open("rb"))(path)
-        yield plain
+            plain = COMPRESSED.get(path.suffix.lower(), lambda plain: plain.open("rb"))(path)
+        yield str(path), plain
 
 
 def _read(content: IO[bytes], path: Path) -> bytes:
@@ -194,11 +179,11 @@ def _read(content: IO[bytes], path: Path) -> bytes:
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Names the file that cannot be read, or whose compression turns out broken."""
-    try:
-        yield
-    except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: is not whole: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except RuntimeError as error:  # zipfile's words for what is encrypted or packed in other ways
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    broken = (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile)
+    with naming_unreadable(path):
+        try:
+            yield
+        except broken as error:
+            raise DataError(f"{path}: is not whole: {error}") from None
+        except RuntimeError as error:  # zipfile's words for what is encrypted or packed otherwise
+            raise DataError(f"{path}: cannot be read: {error}") from None

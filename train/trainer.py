@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -19,20 +19,21 @@ from typing import Any, cast
 import torch
 from tqdm import tqdm
 
-from specdec.checkpoint import CONFIG, PROPHET_CONFIG, load_model, load_prophet
-from specdec.kinds import build_prophet
 from specdec.model import ByteLlama
-from specdec.prophet import Prophet
 from train.config import TrainConfig
 from train.curve import write_curve, write_tensorboard
 from train.data import Corpus
+from train.data_files import DataFiles
 from train.demonstration import demonstrate
+from train.inventory import DataFile, take_inventory, to_json
+from train.networks import networks
 from train.objective import Aim, Losses, objective, random_starts
 from train.optimizer import Optimizers
 from train.precision import matrix_type
-from train.record import phase, phases_of
-from train.save import TrainingError, read_save, write_save, writing
+from train.resume import require_same_run
+from train.save import FORMAT, WHOLE, TrainingError, read_save, taking, write_save, writing
 from train.source import Packing
+from train.start import start_from
 from train.world import World
 
 
@@ -53,7 +54,10 @@ class Trainer:
         self.world = world or World()
         for length in config.windows:
             self.world.require_even(config.rows_of(length))
+        torch.manual_seed(config.seed)
+        self.model, self.prophet = networks(config, device)
         eos = config.shape.eos_byte
+        found = DataFiles(directory)
         with self.world.leader_first():
             self.corpus = Corpus.open(
                 config.sources,
@@ -68,11 +72,12 @@ class Trainer:
                 directory / "data",
                 config.data_limit,
                 config.test,
+                found,
             )
+        self.notes = [told] if (told := found.told()) else []
+        self.inventory: list[DataFile] | None = None
         # what is faster is measured, and each process may have measured something else
         self.dtype = self.world.leaders(matrix_type(config.dtype, device))
-        torch.manual_seed(config.seed)
-        self.model, self.prophet = _networks(config)
         self.model.to(device)
         self.prophet.to(device)
         self.aim = Aim(
@@ -105,10 +110,17 @@ class Trainer:
         return self.directory / "best.pt"
 
     def save(self) -> None:
+        """The newest state; TrainingError instead of weights that are not finite."""
         if self.world.leads:
+            if not all(p.isfinite().all() for p in self.optimizers.parameters):
+                raise self._diverged(f"weights at step {self.step} are not finite")
+            if self.inventory is None:
+                self.inventory = take_inventory(self.corpus.files)
             write_save(
                 self.save_path,
                 {
+                    "format": FORMAT,
+                    "data": to_json(self.inventory),
                     "config": self.config.to_json(),
                     "step": self.step,
                     "seconds": self.seconds,
@@ -123,81 +135,30 @@ class Trainer:
             )
 
     def resume(self) -> bool:
-        """Continues from the last save, if there is one; refuses one of another configuration.
+        """Continues from the last save, if there is one; refuses one of another run.
 
         Without one, begins with the weights of `start_from`, if given, and of a run with the
         optimizer's state.
         """
         if not self.save_path.exists():
             if self.config.start_from:
-                self._start_from(Path(self.config.start_from))
+                start_from(self, Path(self.config.start_from))
             return False
-        state = read_save(self.save_path, self.device)
-        if TrainConfig.from_json(state["config"]) != self.config:
-            raise TrainingError(
-                f"{self.save_path} was trained with another configuration; "
-                "give the flags of that run or another --out"
-            )
-        self._take(state)
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.best = state.get("best", math.inf)
-        self.curve, self.earlier = json.loads(state["curve"]), json.loads(state["earlier"])
+        state = read_save(self.save_path, self.device, WHOLE)
+        self.inventory = require_same_run(self, state)
+        with taking(self.save_path):
+            self.take(state)
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.best = float(state.get("best", math.inf))
+            self.curve, self.earlier = json.loads(state["curve"]), json.loads(state["earlier"])
         return True
 
-    def _start_from(self, directory: Path) -> None:
-        """Of a run, or of a checkpoint or one that holds a prophet alone."""
-        if any((directory / name).exists() for name in (CONFIG, PROPHET_CONFIG)):
-            self._start_from_checkpoint(directory)
-        elif (directory / "last.pt").exists():
-            self._start_from_run(directory / "last.pt")
-        else:
-            raise TrainingError(f"start_from: {directory} is neither a run nor a checkpoint")
-
-    def _start_from_run(self, path: Path) -> None:
-        state = read_save(path, self.device)
-        try:
-            config = TrainConfig.from_json(state["config"])
-        except ValueError as error:
-            raise TrainingError(f"start_from: {path}: {error}") from None
-        if config.frozen and not self.config.frozen:
-            raise TrainingError(f"start_from: {path} trained a prophet alone, not a model")
-        if self.config.frozen and not config.frozen:
-            if config.shape.prophet != self.prophet.config:
-                raise TrainingError(f"start_from: {path} has another shape of prophet")
-            self.prophet.load_state_dict(state["prophet"])
-        else:
-            if config.shape != self.config.shape or config.optimizer != self.config.optimizer:
-                raise TrainingError(f"start_from: {path} has another shape or optimizer")
-            if self.config.frozen:  # it may be another one that this prophet is to go on with
-                state["model"] = self.model.state_dict()
-            self._take(state)
-        self.earlier = [
-            *json.loads(state["earlier"]),
-            phase(config, state["step"], state["seconds"], state["dtype"]),
-        ]
-
-    def _start_from_checkpoint(self, directory: Path) -> None:
-        frozen = bool(self.config.frozen)
-        model_directory = Path(self.config.frozen) if frozen else None
-        prophet = None
-        if self.config.starts:
-            prophet = load_prophet(directory, model_directory=model_directory)
-        if prophet is not None:
-            _require_same(f"{directory} has another shape of prophet", prophet, self.prophet)
-            self.prophet.load_state_dict(prophet.state_dict())
-        elif frozen:
-            raise TrainingError(f"start_from: {directory} has no prophet")
-        if not frozen:
-            model = load_model(directory)
-            _require_same(f"{directory} has another shape of model", model, self.model)
-            self.model.load_state_dict(model.state_dict())
-        self.earlier = phases_of(directory, prophet_alone=frozen)
-
-    def _take(self, state: dict[str, Any]) -> None:
+    def take(self, state: dict[str, Any]) -> None:
         """Weights and optimizer state; what was measured as the faster type stays that."""
         self.model.load_state_dict(state["model"])
         self.prophet.load_state_dict(state["prophet"])
-        self.optimizers.load_state_dict(state["optimizers"])
+        if "optimizers" in state:  # the best save has none
+            self.optimizers.load_state_dict(state["optimizers"])
         if self.config.dtype == "auto" and state["dtype"] != str(self.dtype):
             self.dtype = getattr(torch, state["dtype"].removeprefix("torch."))
             self.optimizers.multiply_in(self.dtype)
@@ -207,8 +168,9 @@ class Trainer:
         if not self.best_path.exists():
             return self.step
         state = read_save(self.best_path, self.device)
-        self.model.load_state_dict(state["model"])
-        self.prophet.load_state_dict(state["prophet"])
+        with taking(self.best_path):
+            self.model.load_state_dict(state["model"])
+            self.prophet.load_state_dict(state["prophet"])
         return int(state["step"])
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -244,18 +206,19 @@ class Trainer:
             parts.append(losses)
         mean = _mean(parts, self.world)
         if not math.isfinite(float(mean.total)):
-            raise TrainingError(
-                f"the loss at step {self.step} is {float(mean.total)}; the last save is kept"
-            )
+            raise self._diverged(f"the loss at step {self.step} is {float(mean.total)}")
         self.world.average_gradients(self.optimizers.parameters)
         norm = self.optimizers.clip(config.clip)
         if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient's norm at step {self.step} is {norm}; the last save is kept"
-            )
+            raise self._diverged(f"the gradient's norm at step {self.step} is {norm}")
         self.optimizers.step(config.rate_at(self.step))
         self.step += 1
         return mean
+
+    def _diverged(self, what: str) -> TrainingError:
+        best = self.best_path
+        way = f"; --start-from {best} goes on with other rates in another --out"
+        return TrainingError(f"{what}; the last save is kept{way if best.exists() else ''}")
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
@@ -299,7 +262,7 @@ class Trainer:
         if value < self.best and self.world.leads:
             self.best = value
             weights = {"model": self.model.state_dict(), "prophet": self.prophet.state_dict()}
-            write_save(self.best_path, {"step": self.step, **weights})
+            write_save(self.best_path, {"step": self.step, "seconds": self.seconds, **weights})
 
     def run(self, most: int | None = None) -> None:
         """Trains to the last step, for `most` steps, or until SIGTERM or SIGINT, and saves."""
@@ -307,6 +270,8 @@ class Trainer:
         last = config.steps if most is None else min(config.steps, self.step + most)
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
+        if self.inventory is None and talks:
+            self.inventory = take_inventory(self.corpus.files)
         bar = tqdm(
             total=config.steps,
             initial=self.step,
@@ -366,37 +331,6 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def _require_same(message: str, there: ByteLlama | Prophet, wanted: ByteLlama | Prophet) -> None:
-    """TrainingError with the fields in which the configurations of two networks differ."""
-    first, second = _flat(asdict(there.config)), _flat(asdict(wanted.config))
-    differing = [
-        f"{name} is {first[name]}, not {second[name]}"
-        for name in first
-        if first[name] != second[name]
-    ]
-    if differing:
-        raise TrainingError(f"start_from: {message}: {'; '.join(differing)}")
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    return {**{k: v for k, v in config.items() if k != "block"}, **config["block"]}
-
-
-def _networks(config: TrainConfig) -> tuple[ByteLlama, Prophet]:
-    shape = config.shape
-    if not config.frozen:
-        return ByteLlama(shape.model), build_prophet(shape.prophet, shape.context)
-    model = load_model(Path(config.frozen))
-    block = model.config.block
-    if max(config.windows) > model.config.max_position_embeddings:
-        raise ValueError(
-            f"windows: {max(config.windows)} exceeds the model's context of "
-            f"{model.config.max_position_embeddings}"
-        )
-    prophet = replace(shape.prophet, block=block, model_hidden_size=block.hidden_size)
-    return model, build_prophet(prophet, model.config.max_position_embeddings)
 
 
 def _mean(parts: list[Losses], world: World) -> Losses:

@@ -41,11 +41,11 @@ class World:
         try:
             device = torch.device(name)
         except RuntimeError as error:
-            raise ValueError(f"device: {name}: {error}") from None
+            raise ValueError(f"--device: {name}: {error}") from None
         if device.type != "cuda" or self.size == 1:
             return device
         if device.index is not None:
-            raise ValueError(f"device: {name} is one GPU for {self.size} processes; give cuda")
+            raise ValueError(f"--device: {name} is one GPU for {self.size} processes; give cuda")
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
     def join(self, device: torch.device) -> None:
@@ -87,7 +87,9 @@ class World:
     def require_even(self, rows: int) -> None:
         """ValueError where the rows of a batch cannot be shared evenly."""
         if rows % self.size:
-            raise ValueError(f"batch: {rows} rows cannot be shared evenly by {self.size} processes")
+            raise ValueError(
+                f"--batch: {rows} rows cannot be shared evenly by {self.size} processes"
+            )
 
     def share(self, rows: Tensor) -> Tensor:
         """This process's rows of an even batch."""
@@ -120,3 +122,12 @@ class World:
         flags = torch.tensor([float(flag)], device=self.joined)
         dist.all_reduce(flags)
         return bool(flags.item())
+
+
+def require_present(device: torch.device) -> None:
+    """ValueError where the machine, or this build of torch, does not have the device."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise ValueError(f"--device: {device} cannot be used here: {reason}") from None
