@@ -1,7 +1,7 @@
 """`python tests/paced.py FLAGS`: the server as it is, but for rounds that take a set time at least.
 
-So how long requests are in flight does not hang on the machine.  ROUND_MS in the environment says
-how many milliseconds a round takes, 20 if it does not.
+So how long requests are in flight does not hang on the machine, nor what pays to draft.  ROUND_MS
+in the environment says how many milliseconds a round takes, 20 if it does not.
 """
 
 import os
@@ -15,6 +15,7 @@ from server.engine_process import EngineProcess
 from server.loading import load_engine
 from server.logs import configure
 from server.process import serve
+from server.round_costs import RoundCosts
 from server.settings import Settings, read_settings
 from specdec.decoder import Begun, Decoder
 
@@ -33,8 +34,15 @@ def paced_engine(decoder: Decoder[Any], *arguments: Any) -> Engine:
     return Engine(decoder, *arguments)
 
 
+def costs(*measured: Any) -> RoundCosts:
+    return RoundCosts({(rows, drafts): ROUND_S for rows in (1, 4) for drafts in (0, 4)})
+
+
 def load(settings: Settings) -> Engine:
-    with patch("server.loading.Engine", paced_engine):
+    with (
+        patch("server.loading.Engine", paced_engine),
+        patch("server.loading.measure_costs", costs),
+    ):
         return load_engine(settings)
 
 

@@ -9,11 +9,13 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import pytest
 import torch
 from graph_decoders import torch_graph_decoder
+from patience import PATIENCE_S, eventually
 from tiny import CPU, agreeing_prophet, tiny_model, tiny_prophet
 
 from specdec.build import Model, build_decoder
@@ -343,14 +345,27 @@ def test_no_round_is_begun_after_an_interruption() -> None:
 
 
 def test_another_thread_interrupts_a_call() -> None:
+    """In its midst, sooner or later: a moment is tried until the call is neither over by then nor
+    still to begin."""
     decoder = native(slots=1, context=8000)
-    open_all(decoder, [Job(b"xy", 7000)])
-    threading.Timer(0.01, decoder.interrupt.set).start()
-    written = 0
-    while (size := len(decoder.step({0: 0}, None, None, MOST_ROUNDS)[0].output)) == MOST_ROUNDS:
-        written += size
-    assert written < 7000 - MOST_ROUNDS  # the last call is a short one otherwise
-    decoder.interrupt.clear()
+
+    def rounds_until(seconds: float) -> int:
+        """Of as many as there can be, with an interruption after so long."""
+        open_all(decoder, [Job(b"xy", 7000)])
+        timer = threading.Timer(seconds, decoder.interrupt.set)
+        timer.start()
+        rounds = len(decoder.step({0: 0}, None, None, MOST_ROUNDS)[0].output)
+        timer.cancel()
+        timer.join()
+        decoder.interrupt.clear()
+        decoder.close(0)
+        return rounds
+
+    assert rounds_until(PATIENCE_S) == MOST_ROUNDS
+    whole = sum(decoder.elapsed)
+    moments = cycle(whole / 2**n for n in range(8))
+    eventually(lambda: 1 < rounds_until(next(moments)) < MOST_ROUNDS)
+    assert rounds_until(PATIENCE_S) == MOST_ROUNDS
 
 
 def test_an_end_of_document_byte_ends_the_call() -> None:

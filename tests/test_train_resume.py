@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE_S
 from runs import CPU, ROOT, TINY, assert_same_weights, command, run, write_words
 
 import train.trainer
@@ -47,6 +47,29 @@ DYING = """
 """
 """A run that is killed as it has written the n-th file of a name, before it is put in its place."""
 
+HELD = """
+    import os
+    import sys
+
+    from train.__main__ import main
+
+    left = 2
+    synced = os.fsync
+
+    def hold(descriptor):
+        global left
+        left -= "last.pt" in os.readlink(f"/proc/self/fd/{descriptor}")
+        if not left:
+            left = -1
+            print("held", flush=True)
+            sys.stdin.read()
+        synced(descriptor)
+
+    os.fsync = hold
+    sys.exit(main(sys.argv[1:]))
+"""
+"""A run that waits amid its second save, until its standard input is closed."""
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -77,23 +100,23 @@ def assert_resumes(text: Path, broken: Path, whole: Path) -> None:
     assert (broken / tensors).read_bytes() == (whole / tensors).read_bytes()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds a file's name in /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_resumes_to_the_losses_of_an_unbroken_one(
     text: Path, tmp_path: Path, whole: Path, number: signal.Signals
 ) -> None:
-    arguments = ["-m", "train", "--data", str(text), *FLAGS, "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 300
-        while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=300)
-    finally:
-        process.kill()
-        process.wait()
+    arguments = ["-c", textwrap.dedent(HELD), "--data", str(text), *FLAGS, "--out", str(tmp_path)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, *arguments], cwd=ROOT, **pipes) as process:
+        try:
+            assert process.stdout is not None
+            while process.stdout.readline() not in (b"held\n", b""):
+                pass
+            assert (tmp_path / "last.pt").exists()
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
     # a signal that can be heard is an orderly end
     assert process.returncode == (-number if number == signal.SIGKILL else 0), errors
     assert b"Traceback" not in errors
@@ -114,7 +137,7 @@ def test_a_run_killed_amid_a_write_resumes_to_the_losses_of_an_unbroken_one(
         [*script, "--data", str(text), *FLAGS, "--out", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     if step is None:

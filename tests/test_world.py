@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE_S
 
 from train.world import World
 
@@ -25,9 +26,13 @@ SCRIPT = """
     world.join(world.device("cpu"))
     path = Path(sys.argv[1]) / "written"
     failed = False
+    if not world.leads:
+        (Path(sys.argv[1]) / "waits").touch()
     try:
         with world.leader_first():
             if world.leads:
+                while not (Path(sys.argv[1]) / "waits").exists():
+                    time.sleep(0.01)
                 time.sleep(0.5)
                 path.touch()
             assert path.exists()
@@ -60,7 +65,7 @@ def test_the_leader_goes_first_and_its_word_counts(tmp_path: Path) -> None:
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=PATIENCE_S)
             assert process.returncode == 0, errors
     finally:
         for process in processes:
