@@ -6,6 +6,7 @@ frees its slot.  Knows no routes but those that answer while the server is full.
 """
 
 import json
+import logging
 import socket
 import sys
 from asyncio import Transport
@@ -43,6 +44,9 @@ _PIECE = 2**14
 """Bytes that h11 gets at a time: its bound is checked between two."""
 
 
+logger = logging.getLogger(__name__)
+logger.setLevel(logging.ERROR)  # uvicorn warns of what is refused by name and with an id here
+
 Refused = Callable[[ApiError, str | None], None]
 
 
@@ -58,6 +62,7 @@ class Connection(H11Protocol):
     ) -> None:
         """`refused` is told of what never becomes a request."""
         super().__init__(**arguments)
+        self.logger = logger
         self._connections = connections
         self._seconds = seconds
         self._note_refusal = refused

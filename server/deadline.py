@@ -49,6 +49,7 @@ class ReadDeadline:
             logger.warning(
                 "a client has not taken in a part of its answer in %g s; the rest is dropped",
                 self._seconds,
+                extra={"request_id": scope.get("state", {}).get("request_id")},
             )
 
 

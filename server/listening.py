@@ -1,5 +1,6 @@
 """The sockets that a server listens on, bound before anything that takes long."""
 
+import os
 import socket
 
 
@@ -9,8 +10,8 @@ def listen(host: str, port: int, backlog: int) -> list[socket.socket]:
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except OSError as error:
-        raise OSError(f"{host}: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:
+        raise OSError(f"{host}: {getattr(error, 'strerror', None) or error}") from None
     sockets: list[socket.socket] = []
     for family, _, _, _, address in dict.fromkeys(found):
         if port == 0 and sockets:
@@ -20,7 +21,8 @@ def listen(host: str, port: int, backlog: int) -> list[socket.socket]:
         except OSError as error:
             for bound in sockets:
                 bound.close()
-            raise OSError(f"{shown(address)}: {error.strerror or error}") from None
+            # its text repeats the address in Python's words
+            raise OSError(f"{shown(address)}: {os.strerror(error.errno or 0)}") from None
     return sockets
 
 

@@ -11,10 +11,11 @@ from server.messages import EngineInfo, Exactness
 from server.profiling import measure_costs
 from server.settings import Settings
 from specdec.build import Kernels, Model, build_decoder, runs_natively, slot_bytes, spare_slots
-from specdec.checkpoint import load_model, load_prophet
+from specdec.checkpoint import hugging_face_tensors, load_model, load_prophet
 from specdec.decoder import Decoder, Job, generate
 from specdec.graph_round import GraphRounds
 from specdec.invariance import measure_invariance
+from specdec.model import ByteLlama
 from specdec.native_stack import NativeModel
 from specdec.sampling import SamplingParams
 
@@ -85,6 +86,12 @@ def load_engine(settings: Settings) -> Engine:
         # its operations, which are small here
         torch.set_num_threads(1)
     invariance = measure_invariance(decoder.model)
+    if not invariance.finite:
+        name, value = _largest(model)
+        raise ValueError(
+            f"{settings.checkpoint}: the model's logits overflow in {_name(dtype)}, so there is "
+            f"nothing to choose bytes by; the largest value of its tensors is {value:g}, in {name}"
+        )
     longest_draft = decoder.drafter.longest if decoder.drafter else 0
     if isinstance(decoder.run_round, GraphRounds):
         decoder.run_round.prepare()
@@ -94,7 +101,7 @@ def load_engine(settings: Settings) -> Engine:
     info = EngineInfo(
         model_name=settings.model_name,
         device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_name(dtype),
         exactness=Exactness.EXACT if invariance.exact else Exactness.FAST,
         context=context,
         max_batch=slots,
@@ -123,6 +130,17 @@ def load_engine(settings: Settings) -> Engine:
     engine = Engine(decoder, info, costs, settings.draft_p_min)
     engine.start()
     return engine
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _largest(model: ByteLlama) -> tuple[str, float]:
+    """The tensor with the largest value, as it is called in the file."""
+    tensors = hugging_face_tensors(model)
+    largest = {name: float(tensor.abs().max()) for name, tensor in tensors.items()}
+    return max(largest.items(), key=lambda item: item[1])
 
 
 def _slots(settings: Settings, each: int, spare: int) -> int:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, FiniteFloat
 
 from server.answers import SpeculationFigures, TimingFigures
 from server.messages import Exactness, FinishReason, Mode
@@ -30,8 +30,8 @@ class CompletionLogprobs(BaseModel):
     index in the text of the character that it belongs to."""
 
     tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
+    token_logprobs: list[FiniteFloat | None]
+    top_logprobs: list[dict[str, FiniteFloat] | None]
     text_offset: list[int]
 
 

@@ -99,7 +99,8 @@ async def generate(request: Request, service: ServiceOf) -> Response:
             answer_to(submission, index, info, finished, finished.output)
             for index, (submission, finished) in enumerate(zip(submissions, outcome, strict=True))
         ]
-        return json.dumps(answers[0] if asked.n == 1 else {"choices": answers}).encode()
+        answer = answers[0] if asked.n == 1 else {"choices": answers}
+        return json.dumps(answer, allow_nan=False).encode()
 
     # log-probabilities of a long output take a while to write down
     content = written() if asked.logprobs is None else await asyncio.to_thread(written)

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import codecs
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Protocol
 
@@ -24,6 +25,9 @@ KEEP_ALIVE = b": keep-alive\n"
 """A comment.  Some clients take an empty line behind it for the end of an event, an empty one."""
 
 
+logger = logging.getLogger(__name__)
+
+
 class OutputEncoder:
     """Pieces of output as `text` and `bytes` that add up to the whole of each."""
 
@@ -38,8 +42,11 @@ class OutputEncoder:
 
 
 def server_sent_event(data: Mapping[str, object]) -> bytes:
-    """One event on the wire; JSON in ASCII has no line ends that could break it."""
-    return f"data: {json.dumps(data)}\n\n".encode("ascii")
+    """One event on the wire; JSON in ASCII has no line ends that could break it.
+
+    ValueError for a number that JSON does not have.
+    """
+    return f"data: {json.dumps(data, allow_nan=False)}\n\n".encode("ascii")
 
 
 class StreamForm(Protocol):
@@ -97,7 +104,13 @@ class EventStream(StreamingResponse):
                     lines += self._form.error(error_of(event))
                     yield b"".join(lines)
                     return
-                lines += self._form.piece(choice, event)
+                try:
+                    lines += self._form.piece(choice, event)
+                except Exception:
+                    logger.exception("a stream's output cannot be told")
+                    lines += self._form.error(ApiError("the server made a mistake"))
+                    yield b"".join(lines)
+                    return
                 left -= isinstance(event, Finished)
             yield b"".join(lines)
             if self._interval:

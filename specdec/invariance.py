@@ -24,11 +24,13 @@ _MOST_ROWS = 512
 
 @dataclass(frozen=True)
 class Invariance:
-    """Of `places` compared, `differing` had other bits; `largest` is the widest logit gap."""
+    """Of `places` compared, `differing` had other bits; `largest` is the widest logit gap.
+    `finite`: no logit has overflowed."""
 
     places: int
     differing: int
     largest: float
+    finite: bool
 
     @property
     def exact(self) -> bool:
@@ -51,6 +53,7 @@ def measure_invariance(model: Model, seed: int = 0) -> Invariance:
         places=length,
         differing=int((gaps[0] | gaps[1]).sum()),
         largest=float((long[1] - short[1]).abs().max()),
+        finite=bool(long[1].isfinite().all() and short[1].isfinite().all()),
     )
 
 

@@ -1,6 +1,7 @@
 """Connections as clients make and leave them, over real sockets: heads, Upgrade, half a close."""
 
 import json
+import logging
 import socket
 import struct
 import threading
@@ -139,11 +140,16 @@ def test_chunk_lines_and_trailers_have_a_bound(start: bytes) -> None:
         b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nsecret\r\n",
     ],
 )
-def test_what_is_no_http_is_told_so_in_the_envelope(request_: bytes) -> None:
-    with on_a_socket(FakeEngine()) as port:
+def test_what_is_no_http_is_told_so_in_the_envelope(
+    request_: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "server"), on_a_socket(FakeEngine()) as port:
         answer = exchange(port, request_)
     assert error_in(answer) == (400, "invalid_http")
     assert b"secret" not in answer
+    assert all(record.levelno == logging.INFO for record in caplog.records)
+    (line,) = [record for record in caplog.records if record.getMessage() == "refused"]
+    assert vars(line)["request_id"] == parts(answer)[1]["x-request-id"]
 
 
 def test_a_coding_that_nobody_knows_is_refused_by_name() -> None:

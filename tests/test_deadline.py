@@ -25,7 +25,8 @@ def sent(body: bytes, *, waits_from: int = 1 << 40) -> list[Message]:
             await asyncio.Event().wait()
         taken.append(message)
 
-    asyncio.run(ReadDeadline(app, 0.05)({"type": "http"}, receive, send))
+    scope = {"type": "http", "state": {"request_id": "mine"}}
+    asyncio.run(ReadDeadline(app, 0.05)(scope, receive, send))
     return taken
 
 
@@ -46,3 +47,5 @@ def test_a_client_that_takes_a_part_and_no_more_is_given_up(
         _, *parts = sent(bytes(5 * PIECE), waits_from=2 * PIECE)
     assert len(parts) == 2
     assert "not taken in a part of its answer in 0.05 s" in caplog.text
+    (line,) = caplog.records
+    assert vars(line)["request_id"] == "mine"

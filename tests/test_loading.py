@@ -235,3 +235,14 @@ def test_unlikely_drafts_are_omitted_and_the_output_is_the_same(checkpoint: Path
         assert drafted["auto", 0.0] > 6
         assert drafted["auto", 1.0] <= drafted["auto", None] <= drafted["auto", 0.0]
         assert drafted["auto", 1.0] < 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_whose_logits_overflow_is_refused_by_name(tmp_path: Path, dtype: str) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.head.weight.mul_(1e38 / model.head.weight.abs().max())
+    save_checkpoint(tmp_path, model, None, torch.float32)
+    named = rf"{tmp_path}: the model's logits overflow in {dtype}.* 1e\+38, in lm_head.weight"
+    with pytest.raises(ValueError, match=named):
+        load_engine(settings(tmp_path, dtype=dtype))
