@@ -12,6 +12,7 @@ from test_connection import eventually
 from wire import connected, on_a_socket, parts, post, read_all
 
 from server.connection import OLD_CLIENT_S
+from server.streaming import KEEP_ALIVE, EventStream
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -69,6 +70,24 @@ def test_a_client_that_is_gone_frees_its_slot(stream: bool, version: str, reset:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
         eventually(lambda: engine.cancelled == ["r"])
+
+
+def test_a_silent_stream_notices_that_its_client_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has read all it was sent: nothing tells of its end but the next thing sent."""
+    monkeypatch.setattr(EventStream.__init__, "__defaults__", (0.0, 0.05))
+    engine = FakeEngine()
+    with on_a_socket(engine) as port:
+        connection = connected(port)
+        connection.sendall(post({"prompt": "a", "stream": True}))
+        received = b""
+        while b'"held"' not in received:
+            received += connection.recv(4096)
+        connection.shutdown(socket.SHUT_WR)
+        while received.count(KEEP_ALIVE) < 3:  # as long as it reads it is served
+            received += connection.recv(4096)
+        assert not engine.cancelled
+        connection.close()
+        eventually(lambda: engine.cancelled)
 
 
 def test_a_client_of_http_1_0_that_sends_no_more_is_not_waited_for() -> None:
