@@ -59,9 +59,9 @@ def create_app(settings: Settings, load: Callable[[Settings], EngineLike]) -> Fa
     app.include_router(tokenizer_routes.router)
     install_handlers(app)
     # each is around those above it
+    app.add_middleware(ReadDeadline, seconds=settings.client_seconds)
     app.add_middleware(LastResort)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(ReadDeadline, seconds=settings.client_seconds)
     keys = settings.all_keys
     open_paths = _OPEN | ({"/metrics"} if settings.open_metrics else set())
 

@@ -12,6 +12,7 @@ import sys
 from asyncio import Transport
 from collections.abc import Callable
 from typing import Any, cast
+from urllib.parse import unquote, urlsplit
 
 import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -85,6 +86,8 @@ class Connection(H11Protocol):
         for begin in range(0, len(data), _PIECE):
             if self._refused or self.transport.is_closing():
                 return
+            if self.conn.their_state in (h11.MUST_CLOSE, h11.CLOSED):
+                return  # nothing counts behind a last request, as of an empty line of old clients
             self.conn.receive_data(data[begin : begin + _PIECE])
             self.handle_events()
 
@@ -106,6 +109,10 @@ class Connection(H11Protocol):
     # What uvicorn calls
 
     def handle_events(self) -> None:
+        if self.conn.their_state is h11.IDLE:
+            # empty lines in front of a request do not count, says RFC 9112; for h11 they do
+            start = self.conn.trailing_data[0]
+            self.conn._receive_buffer.maybe_extract_at_most(len(start) - len(start.lstrip(b"\r\n")))
         super().handle_events()
         if self._in_flight:
             self._connections.work(self)
@@ -166,6 +173,9 @@ class Connection(H11Protocol):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         cycle = self.cycle
+        if not scope["raw_path"].startswith(b"/"):  # a whole URL, as proxies are sent
+            path = urlsplit(scope["raw_path"]).path or b"/"
+            scope.update(raw_path=path, path=unquote(path))
         error = self._objection(scope)
         try:
             if error is None:

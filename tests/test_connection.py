@@ -2,18 +2,23 @@
 
 import json
 import logging
-import socket
-import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine, say
 from wire import connected, exchange, on_a_socket, parts, post, read_all
 
-from server.connection import MOST_HEAD_BYTES, OLD_CLIENT_S
+from server.connection import MOST_HEAD_BYTES
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with on_a_socket(FakeEngine(say(b"abc"))) as port:
+        yield port
+
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
@@ -50,7 +55,7 @@ def error_in(answer: bytes) -> tuple[int, str]:
 )
 @pytest.mark.parametrize("chunked", [False, True])
 def test_an_upgrade_is_declined_and_the_request_answered(
-    headers: list[str], chunked: bool, caplog: pytest.LogCaptureFixture
+    port: int, headers: list[str], chunked: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = post({"prompt": "a"}, *headers)
     if chunked:
@@ -59,13 +64,45 @@ def test_an_upgrade_is_declined_and_the_request_answered(
         head = head.replace(length, b"Transfer-Encoding: chunked")
         pieces = b"".join(b"1;x=y\r\n%c\r\n" % each for each in body)
         request = head + b"\r\n\r\n" + pieces + b"0\r\n\r\n"
-    with on_a_socket(FakeEngine(say(b"abc"))) as port:
-        status, _, body = parts(exchange(port, request + HEALTH))
-        assert status == 200
-        answer, _, after = body.partition(b"HTTP/1.1 200 OK")
-        assert json.loads(answer)["text"] == "abc"
-        assert after.endswith(b'{"status":"ok"}')
+    status, _, body = parts(exchange(port, request + HEALTH))
+    assert status == 200
+    answer, _, after = body.partition(b"HTTP/1.1 200 OK")
+    assert json.loads(answer)["text"] == "abc"
+    assert after.endswith(b'{"status":"ok"}')
     assert "upgrade" not in caplog.text.lower()
+
+
+# What clients may do, and some do
+
+
+def test_empty_lines_around_a_request_do_not_count(port: int) -> None:
+    request = b"\r\n\r\n" + post({"prompt": "a"}) + b"\r\n"
+    assert exchange(port, request * 2 + HEALTH).count(b"HTTP/1.1 200 OK") == 3
+
+
+def test_nothing_counts_behind_a_last_request() -> None:
+    go_on = threading.Event()
+
+    def script(submission: Any) -> Any:
+        assert go_on.wait(60)
+        return say(b"abc")(submission)
+
+    with on_a_socket(engine := FakeEngine(script)) as port, connected(port) as connection:
+        connection.sendall(post({"prompt": "a"}, "Connection: close"))
+        eventually(lambda: engine.submissions)
+        connection.sendall(b"\r\nnonsense")
+        exchange(port, HEALTH)  # by then it has arrived
+        go_on.set()
+        assert parts(read_all(connection))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [("http://x/health", 200), ("https://x:1/health?a", 200), ("http://x", 404), ("*", 404)],
+)
+def test_a_target_may_be_a_whole_url(port: int, target: str, status: int) -> None:
+    request = HEALTH.replace(b"/health", target.encode(), 1)
+    assert parts(exchange(port, request))[0] == status
 
 
 # Bounds of a head
@@ -98,31 +135,26 @@ def flood(port: int, start: bytes, piece: bytes, pieces: int) -> bytes:
 )
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_head_has_a_bound(
-    start: bytes, piece: bytes, status: int, code: str, at_once: bool
+    port: int, start: bytes, piece: bytes, status: int, code: str, at_once: bool
 ) -> None:
     if at_once:
         piece *= 1000
-    with on_a_socket(FakeEngine(), api_keys=("key",)) as port:
-        answer = flood(port, start, piece, 5 if at_once else 200)
-        assert error_in(answer) == (status, code)
-        assert parts(exchange(port, HEALTH))[0] == 200
+    answer = flood(port, start, piece, 5 if at_once else 200)
+    assert error_in(answer) == (status, code)
+    assert parts(exchange(port, HEALTH))[0] == 200
 
 
-def test_a_head_up_to_the_bound_is_read() -> None:
+def test_a_head_up_to_the_bound_is_read(port: int) -> None:
     filled = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: "
-    with on_a_socket(FakeEngine()) as port:
-        request = filled.ljust(MOST_HEAD_BYTES - 4, b"x") + b"\r\n\r\n"
-        assert parts(exchange(port, request))[0] == 200
+    request = filled.ljust(MOST_HEAD_BYTES - 4, b"x") + b"\r\n\r\n"
+    assert parts(exchange(port, request))[0] == 200
 
 
 @pytest.mark.parametrize("start", [b"1;x=", b"1\r\n1\r\n0\r\nX: "])
-def test_chunk_lines_and_trailers_have_a_bound(start: bytes) -> None:
+def test_chunk_lines_and_trailers_have_a_bound(port: int, start: bytes) -> None:
     head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    with on_a_socket(FakeEngine()) as port:
-        answer = flood(
-            port, head + b"Transfer-Encoding: chunked\r\n\r\n" + start, b"x" * 1024, 5000
-        )
-        assert error_in(answer) == (400, "invalid_http")
+    answer = flood(port, head + b"Transfer-Encoding: chunked\r\n\r\n" + start, b"x" * 1024, 5000)
+    assert error_in(answer) == (400, "invalid_http")
 
 
 @pytest.mark.parametrize(
@@ -141,9 +173,9 @@ def test_chunk_lines_and_trailers_have_a_bound(start: bytes) -> None:
     ],
 )
 def test_what_is_no_http_is_told_so_in_the_envelope(
-    request_: bytes, caplog: pytest.LogCaptureFixture
+    port: int, request_: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "server"), on_a_socket(FakeEngine()) as port:
+    with caplog.at_level(logging.INFO, "server"):
         answer = exchange(port, request_)
     assert error_in(answer) == (400, "invalid_http")
     assert b"secret" not in answer
@@ -152,10 +184,9 @@ def test_what_is_no_http_is_told_so_in_the_envelope(
     assert vars(line)["request_id"] == parts(answer)[1]["x-request-id"]
 
 
-def test_a_coding_that_nobody_knows_is_refused_by_name() -> None:
+def test_a_coding_that_nobody_knows_is_refused_by_name(port: int) -> None:
     request = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n"
-    with on_a_socket(FakeEngine()) as port:
-        answer = exchange(port, request)
+    answer = exchange(port, request)
     assert error_in(answer) == (501, "invalid_http")
     assert b"Transfer-Encoding" in answer
 
@@ -163,9 +194,8 @@ def test_a_coding_that_nobody_knows_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     "request_", [b"PRI * HTTP/2.0\r\n\r\n", b"GET / HTTP/2.0\r\nHost: x\r\n\r\n"]
 )
-def test_another_version_is_refused(request_: bytes) -> None:
-    with on_a_socket(FakeEngine()) as port:
-        answer = exchange(port, request_)
+def test_another_version_is_refused(port: int, request_: bytes) -> None:
+    answer = exchange(port, request_)
     assert error_in(answer) == (505, "http_version_not_supported")
 
 
@@ -232,92 +262,10 @@ def test_the_rest_of_a_body_that_nobody_wants_has_an_end() -> None:
 # HTTP/1.0
 
 
-def test_a_stream_to_a_client_of_http_1_0_is_not_chunked() -> None:
-    with on_a_socket(FakeEngine(say(b"ab", b"c"))) as port:
-        answer = exchange(port, post({"prompt": "a", "stream": True}, version="1.0"))
-        status, headers, body = parts(answer)
-        assert status == 200
-        assert "transfer-encoding" not in headers
-        for block in body.removesuffix(b"\n\n").split(b"\n\n"):
-            assert block.startswith(b"data: {")
-
-
-# Clients that shut their side down, and clients that are gone
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_a_client_that_sends_no_more_gets_its_answer(stream: bool, version: str) -> None:
-    go_on = threading.Event()
-
-    def script(submission: Any) -> Any:
-        assert go_on.wait(60)
-        return say(b"abc")(submission)
-
-    fields = {"prompt": "a", "stream": stream}
-    with on_a_socket(engine := FakeEngine(script)) as port, connected(port) as connection:
-        connection.sendall(post(fields, "Connection: close", version=version))
-        connection.shutdown(socket.SHUT_WR)
-        eventually(lambda: engine.submissions)
-        if version == "1.1" and not stream:  # it is asked whether it still reads
-            asked = b"HTTP/1.1 100 Continue\r\n\r\n"
-            assert connection.recv(len(asked), socket.MSG_WAITALL) == asked
-        go_on.set()
-        status, _, body = parts(read_all(connection))
-        assert status == 200
-        assert b'"finish_reason": "stop"' in body
-    assert not engine.cancelled
-
-
-def test_two_requests_and_no_more_get_two_answers() -> None:
-    with on_a_socket(FakeEngine(say(b"abc"))) as port, connected(port) as connection:
-        connection.sendall(post({"prompt": "a"}) * 2)
-        connection.shutdown(socket.SHUT_WR)
-        assert read_all(connection).count(b'"text": "abc"') == 2
-
-
-def test_a_client_that_ends_within_its_body_gets_nothing() -> None:
-    engine = FakeEngine(say(b"abc"))
-    with on_a_socket(engine) as port, connected(port) as connection:
-        connection.sendall(post({"prompt": "a"})[:-1])
-        connection.shutdown(socket.SHUT_WR)
-        read_all(connection)
-    assert not engine.submissions
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("version", ["1.0", "1.1"])
-@pytest.mark.parametrize("reset", [False, True])
-def test_a_client_that_is_gone_frees_its_slot(stream: bool, version: str, reset: bool) -> None:
-    engine = FakeEngine()  # of which nothing more comes
-    with on_a_socket(engine) as port:
-        connection = connected(port)
-        connection.sendall(
-            post({"prompt": "a", "request_id": "r", "stream": stream}, version=version)
-        )
-        eventually(lambda: engine.submissions)
-        if reset:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.close()
-        eventually(lambda: engine.cancelled == ["r"])
-
-
-def test_a_client_of_http_1_0_that_sends_no_more_is_not_waited_for() -> None:
-    engine = FakeEngine()
-    with on_a_socket(engine) as port, connected(port) as connection:
-        connection.sendall(post({"prompt": "a"}, version="1.0"))
-        eventually(lambda: engine.submissions)
-        began = time.monotonic()
-        connection.shutdown(socket.SHUT_WR)
-        eventually(lambda: engine.cancelled)
-        assert time.monotonic() - began >= 0.9 * OLD_CLIENT_S
-
-
-def test_a_client_that_sent_more_than_its_request_and_is_gone_frees_its_slot() -> None:
-    engine = FakeEngine()
-    with on_a_socket(engine) as port:
-        connection = connected(port)
-        connection.sendall(post({"prompt": "a"}) + b"GET /")
-        eventually(lambda: engine.submissions)
-        connection.close()
-        eventually(lambda: engine.cancelled)
+def test_a_stream_to_a_client_of_http_1_0_is_not_chunked(port: int) -> None:
+    answer = exchange(port, post({"prompt": "a", "stream": True}, version="1.0"))
+    status, headers, body = parts(answer)
+    assert status == 200
+    assert "transfer-encoding" not in headers
+    for block in body.removesuffix(b"\n\n").split(b"\n\n"):
+        assert block.startswith(b"data: {")

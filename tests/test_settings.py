@@ -47,6 +47,7 @@ def test_flags_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--max-waiting", "-1"], "--max-waiting"),
         (["--max-waiting-bytes", "-1"], "--max-waiting-bytes"),
         (["--max-body-bytes", "0"], "--max-body-bytes"),
+        (["--max-connections", "15"], "--max-connections or SPECDEC_MAX_CONNECTIONS"),
         (["--max-seconds", "0"], "--max-seconds"),
         (["--max-seconds", "inf"], "--max-seconds"),
         (["--stall-seconds", "0"], "--stall-seconds"),
