@@ -15,7 +15,7 @@ from train.data_files import READ, DataError, naming_unreadable, some
 
 
 @dataclass(frozen=True)
-class DataFile:
+class Entry:
     """A file of one part of the data; `part` is the flag that named it."""
 
     part: str
@@ -32,9 +32,7 @@ class DataFile:
         return self.sha256, suffix if suffix in READ else "", path.name if by_file else ""
 
 
-def take_inventory(
-    files: Mapping[str, Sequence[Path]], known: Sequence[DataFile] = ()
-) -> list[DataFile]:
+def take_inventory(files: Mapping[str, Sequence[Path]], known: Sequence[Entry] = ()) -> list[Entry]:
     before = {(file.path, file.size, file.mtime_ns): file.sha256 for file in known}
     taken = []
     for part, paths in files.items():
@@ -43,7 +41,7 @@ def take_inventory(
                 facts = path.stat()
                 key = (str(path.absolute()), facts.st_size, facts.st_mtime_ns)
                 digest = before.get(key) or _digest(path)
-            taken.append(DataFile(part, *key, digest))
+            taken.append(Entry(part, *key, digest))
     return taken
 
 
@@ -52,7 +50,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_same(before: Sequence[DataFile], now: Sequence[DataFile], by_file: bool) -> None:
+def require_same(before: Sequence[Entry], now: Sequence[Entry], by_file: bool) -> None:
     """DataError with the names of files that have changed, or are missing or new."""
     differences = []
     for part in dict.fromkeys(file.part for file in (*before, *now)):
@@ -67,7 +65,7 @@ def require_same(before: Sequence[DataFile], now: Sequence[DataFile], by_file: b
         )
 
 
-def _difference(old: Sequence[DataFile], new: Sequence[DataFile]) -> str:
+def _difference(old: Sequence[Entry], new: Sequence[Entry]) -> str:
     before, now = _by_name(old, new), _by_name(new, old)
     changed = [name for name in before.keys() & now.keys() if before[name] != now[name]]
     parts = [
@@ -82,7 +80,7 @@ def _difference(old: Sequence[DataFile], new: Sequence[DataFile]) -> str:
     return "; ".join(parts) or "the files come in another order than when the run began"
 
 
-def _by_name(files: Sequence[DataFile], others: Sequence[DataFile]) -> dict[str, str]:
+def _by_name(files: Sequence[Entry], others: Sequence[Entry]) -> dict[str, str]:
     """Digests by path; where all lie elsewhere than the others by path below their directory."""
     paths = {file.path for file in files}
     if not (files and others) or paths & {file.path for file in others}:
@@ -91,9 +89,9 @@ def _by_name(files: Sequence[DataFile], others: Sequence[DataFile]) -> dict[str,
     return {str(Path(file.path).relative_to(root)): file.sha256 for file in files}
 
 
-def to_json(files: Sequence[DataFile]) -> str:
+def to_json(files: Sequence[Entry]) -> str:
     return json.dumps([asdict(file) for file in files])
 
 
-def from_json(text: str) -> list[DataFile]:
-    return [DataFile(**record) for record in json.loads(text)]
+def from_json(text: str) -> list[Entry]:
+    return [Entry(**record) for record in json.loads(text)]

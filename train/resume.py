@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from train.config import TrainConfig
-from train.inventory import DataFile, from_json, require_same, take_inventory
+from train.inventory import Entry, from_json, require_same, take_inventory
 from train.limits import flag
 from train.save import TrainingError, taking
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from train.trainer import Trainer
 
 
-def require_same_run(trainer: Trainer, state: Mapping[str, Any]) -> list[DataFile] | None:
+def require_same_run(trainer: Trainer, state: Mapping[str, Any]) -> list[Entry] | None:
     """The inventory of the data, which only the leader makes.
 
     TrainingError with each flag that differs and both values, DataError with files that changed.

@@ -25,7 +25,7 @@ from train.curve import write_curve, write_tensorboard
 from train.data import Corpus
 from train.data_files import DataFiles
 from train.demonstration import demonstrate
-from train.inventory import DataFile, take_inventory, to_json
+from train.inventory import Entry, take_inventory, to_json
 from train.networks import networks
 from train.objective import Aim, Losses, objective, random_starts
 from train.optimizer import Optimizers
@@ -75,7 +75,7 @@ class Trainer:
                 found,
             )
         self.notes = [told] if (told := found.told()) else []
-        self.inventory: list[DataFile] | None = None
+        self.inventory: list[Entry] | None = None
         # what is faster is measured, and each process may have measured something else
         self.dtype = self.world.leaders(matrix_type(config.dtype, device))
         self.model.to(device)
