@@ -38,7 +38,7 @@ class CompletionLogprobs(BaseModel):
 class PromptLogprob(BaseModel):
     """As in vLLM; `rank` is null for a byte of the prompt that is not among the likeliest."""
 
-    logprob: float
+    logprob: FiniteFloat
     rank: int | None
     decoded_token: str
 

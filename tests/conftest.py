@@ -1,5 +1,6 @@
 """Settings that every test shares, and what some ask for."""
 
+import gc
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -35,3 +36,16 @@ def short_cards() -> Iterator[None]:
         patch.setattr("train.export.TEMPERATURES", (1.0,))
         patch.setattr("train.export.DRAFT_LENGTHS", (3,))
         yield
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the tests stays there, and need not be looked through behind each."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _own_leaks() -> Iterator[None]:
+    """What a test leaves open is told, and charged to it, as it is collected: at once."""
+    yield
+    gc.collect()

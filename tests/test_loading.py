@@ -1,5 +1,6 @@
 """From settings to an engine that answers, with a tiny checkpoint on disk; and what is refused."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ def test_costs_are_measured_at_two_lengths_of_text(
         return [rows + gamma + 0.01 * behind]
 
     monkeypatch.setattr("server.profiling._seconds", seconds)
+    monkeypatch.setattr("server.profiling.LONGEST_S", math.inf)
     costs = measure_costs(decoder, 16)
     assert costs is not None
     near = min(places)
