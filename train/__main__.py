@@ -184,15 +184,15 @@ def begin(arguments: list[str], world: World) -> tuple[Trainer, argparse.Namespa
     resumed = trainer.resume()
     if options.export and not resumed:
         raise TrainingError(f"--export: {trainer.save_path} is not there: nothing was trained")
-    if world.leads:
-        for note in trainer.notes:
-            print(note)
-        if resumed:
-            print(f"resumed {trainer.save_path} at step {trainer.step}")
+    if resumed:
+        trainer.notes.append(f"resumed {trainer.save_path} at step {trainer.step}")
     return trainer, options
 
 
 def finish(trainer: Trainer, options: argparse.Namespace) -> None:
+    if trainer.world.leads:
+        for note in trainer.notes:
+            print(note)
     if not options.export:
         trainer.run(getattr(options, "max_steps", None))
     if not trainer.world.leads:

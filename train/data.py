@@ -5,7 +5,7 @@ bytes that an unbroken one would have seen.  Windows lie anywhere: one may span 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ class Corpus:
     weights: tuple[float, ...]
     validation: tuple[Sample, ...]
     test: tuple[Sample, ...]
-    files: Mapping[str, Sequence[Path]]
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
     @classmethod
     def open(

@@ -57,12 +57,9 @@ def write_save(path: Path, state: dict[str, Any]) -> None:
 def read_save(path: Path, device: torch.device, holds: frozenset[str] = WEIGHTS) -> dict[str, Any]:
     """TrainingError where the file is damaged, no save, or one of a later version."""
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise TrainingError(f"{path}: cannot be read: {error.strerror or error}") from None
-    try:
-        with file:
-            state = torch.load(file, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise TrainingError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception as error:  # torch's reader raises whatever a damaged file leads it to
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainingError(f"{path}: is not a whole save of a run: {reason}") from None
