@@ -43,14 +43,9 @@ class Accepted(Generic[Asked]):
     """A request on its way, a submission for each of its choices."""
 
     asked: Asked
-    request_id: str
     submissions: list[Submission]
     flight: Flight
     info: EngineInfo
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {REQUEST_ID: self.request_id}
 
 
 async def accept(request: Request, service: Service, schema: type[Asked]) -> Accepted[Asked]:
@@ -65,7 +60,7 @@ async def accept(request: Request, service: Service, schema: type[Asked]) -> Acc
         request_id: str = request.state.request_id
         submissions = resolve(asked, request_id, info, service.settings)
         flight = service.submit(submissions)
-    return Accepted(asked, request_id, submissions, flight, info)
+    return Accepted(asked, submissions, flight, info)
 
 
 @contextmanager

@@ -45,14 +45,14 @@ async def completions(request: Request, service: ServiceOf) -> Response:
     asked, flight = accepted.asked, accepted.flight
     form = CompletionForm(accepted.submissions, asked, accepted.info)
     if asked.stream:
-        return EventStream(flight, form, accepted.headers, asked.stream_interval)
+        return EventStream(flight, form, asked.stream_interval)
     async with flight.cancelled_without_client(request.receive):
         outcome = await flight.outcome()
 
     # log-probabilities of a long output take a while to write down
     dear = asked.alternatives is not None
     content = await asyncio.to_thread(form.whole, outcome) if dear else form.whole(outcome)
-    return Response(content, headers=accepted.headers, media_type="application/json")
+    return Response(content, media_type="application/json")
 
 
 @router.get("/models", responses=documented_errors(401, 503))

@@ -90,7 +90,7 @@ async def generate(request: Request, service: ServiceOf) -> Response:
     submissions = accepted.submissions
     if asked.stream:
         form = _AnswerForm(submissions, info)
-        return EventStream(flight, form, accepted.headers, asked.stream_interval)
+        return EventStream(flight, form, asked.stream_interval)
     async with flight.cancelled_without_client(request.receive):
         outcome = await flight.outcome()
 
@@ -104,7 +104,7 @@ async def generate(request: Request, service: ServiceOf) -> Response:
 
     # log-probabilities of a long output take a while to write down
     content = written() if asked.logprobs is None else await asyncio.to_thread(written)
-    return Response(content, headers=accepted.headers, media_type="application/json")
+    return Response(content, media_type="application/json")
 
 
 @router.get("/health", responses=documented_errors(503))

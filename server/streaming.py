@@ -75,7 +75,6 @@ class EventStream(StreamingResponse):
         self,
         flight: Flight,
         form: StreamForm,
-        headers: dict[str, str],
         interval: float = 0.0,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
@@ -85,7 +84,7 @@ class EventStream(StreamingResponse):
         self._keep_alive_s = keep_alive_s
         # proxies that collect a response before they pass it on would undo the streaming
         unbuffered = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(self._pieces(), headers={**headers, **unbuffered})
+        super().__init__(self._pieces(), headers=unbuffered)
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()

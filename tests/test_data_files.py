@@ -177,6 +177,7 @@ def test_globs_are_relative_to_a_directory_of_any_name(
         ("BZhang.txt", TEXT),
         ("words.tar.txt", TEXT),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_compressed_files_are_read_whatever_the_case_of_their_names(
     tmp_path: Path, name: str, content: bytes
@@ -218,6 +219,7 @@ def test_compressed_files_are_read_whatever_the_case_of_their_names(
         ("e.bz2", bz2.compress(TEXT)[:-5], r"e\.bz2: is not whole"),
         ("f.GZ", TEXT, r"f\.GZ: is not whole"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_compressed_otherwise_is_refused_by_name(
     tmp_path: Path, name: str, content: bytes, message: str

@@ -160,7 +160,7 @@ def play(script: Callable[[Flight, Wire], Coroutine[Any, Any, None]], **argument
     async def scenario() -> Wire:
         flight = Flight(1, lambda _: None, lambda *_: None)
         wire = Wire()
-        response = EventStream(flight, PlainForm(), {}, **arguments)
+        response = EventStream(flight, PlainForm(), **arguments)
         sending = asyncio.create_task(response({"type": "http"}, wire.receive, wire.send))
         await script(flight, wire)
         await sending
