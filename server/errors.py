@@ -239,7 +239,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     message = _NO_SUCH_PATH if error.status_code == 404 else str(error.detail)
-    return respond(ApiError(message, None, code, error.status_code, error.headers))
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"
+    return respond(ApiError(message, None, code, error.status_code, headers))
 
 
 def respond(error: ApiError) -> Response:

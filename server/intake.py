@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -32,10 +33,17 @@ from server.settings import Settings
 
 MOST_FIELDS = 256
 """Of one object: logit_bias may name every byte."""
-_TOO_MANY = object()
 
 Asked = TypeVar("Asked", bound=DecodingRequest)
 Body = TypeVar("Body", bound=BaseModel)
+
+
+@dataclass
+class _Fault:
+    """An object that is refused, and where it stands as far as that is known."""
+
+    told: Callable[[str], ApiError]
+    names: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -96,12 +104,15 @@ async def _read_bytes(request: Request, settings: Settings) -> bytes:
         code = "unsupported_content_encoding"
         raise UnsupportedMediaType(message, "Content-Encoding", code)
     body, most = bytearray(), settings.max_body_bytes
+    too_large = BodyTooLarge(f"the body has more than {most} bytes")
+    if int(request.headers.get("content-length", 0)) > most:
+        raise too_large  # a client that waits to be asked for it need not send it
     try:
         async with asyncio.timeout(settings.client_seconds), aclosing(request.stream()) as chunks:
             async for chunk in chunks:
                 body += chunk
                 if len(body) > most:
-                    raise BodyTooLarge(f"the body has more than {most} bytes")
+                    raise too_large
     except ClientDisconnect:
         raise ClientGone("the client went away before the body was complete") from None
     except TimeoutError:
@@ -113,23 +124,28 @@ async def _read_bytes(request: Request, settings: Settings) -> bytes:
 def _check_objects(body: bytes) -> None:
     """Refuses names that are given twice, of which parsers silently take one, and objects of
     countless fields before each is found to be wrong, which takes seconds."""
+    faults: list[_Fault] = []
+
+    def look(fields: list[tuple[str, object]]) -> _Fault | None:
+        """What stands for an object in the one around it, which knows its name."""
+        if len(fields) > MOST_FIELDS:
+            faults.append(_Fault(partial(too_many_fields, MOST_FIELDS)))
+            return faults[-1]
+        seen: set[str] = set()
+        for name, value in fields:
+            if isinstance(value, _Fault):
+                value.names.insert(0, name)
+                return value
+            if name in seen:
+                faults.append(_Fault(given_twice, [name]))
+                return faults[-1]
+            seen.add(name)
+        return None
+
     with suppress(ValueError, RecursionError):  # validation tells what is wrong with it
-        if json.loads(body, object_pairs_hook=_check_object) is _TOO_MANY:
-            raise too_many_fields(MOST_FIELDS)
-
-
-def _check_object(fields: list[tuple[str, object]]) -> object:
-    """What stands for an object in the one around it, which knows its name."""
-    if len(fields) > MOST_FIELDS:
-        return _TOO_MANY
-    seen: set[str] = set()
-    for name, value in fields:
-        if value is _TOO_MANY:
-            raise too_many_fields(MOST_FIELDS, name)
-        if name in seen:
-            raise given_twice(name)
-        seen.add(name)
-    return None
+        json.loads(body, object_pairs_hook=look)
+    if faults:
+        raise faults[0].told(".".join(faults[0].names))
 
 
 def check_id(request: Request) -> None:

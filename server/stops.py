@@ -7,8 +7,8 @@ class StopMatcher:
     """Holds back bytes while they may still turn out to begin a stop string.
 
     The match that is complete first ends the stream, of several the longest: so it is found alike
-    however the stream is cut.  A match that starts before `least` bytes are out does not count.
-    With `include` the match itself is output too.
+    however the stream is cut.  A match that would leave less than `least` bytes of output does not
+    count.  With `include` the match itself is output too.
 
     >>> matcher = StopMatcher([b"END"])
     >>> matcher.feed(b"the E"), matcher.feed(b"NDING")
@@ -31,8 +31,7 @@ class StopMatcher:
         if not self._stops:
             return content, False
         text = self._held + content
-        skip = max(0, self._least - self._released)
-        starts = [(text.find(stop, skip), len(stop)) for stop in self._stops]
+        starts = [(text.find(stop, self._first_start(stop)), len(stop)) for stop in self._stops]
         hits = [(start + size, start) for start, size in starts if start >= 0]
         if hits:
             end, start = min(hits)
@@ -41,7 +40,7 @@ class StopMatcher:
             output = text[: end if self._include else start]
             self._released += len(output)
             return output, True
-        keep = self._pending(text, skip)
+        keep = self._pending(text)
         self._held = text[len(text) - keep :]
         self._released += len(text) - keep
         return text[: len(text) - keep], False
@@ -51,10 +50,17 @@ class StopMatcher:
         held, self._held = self._held, b""
         return held
 
-    def _pending(self, text: bytes, skip: int) -> int:
+    def _first_start(self, stop: bytes) -> int:
+        """Where in what is held and fed a match that counts may begin."""
+        kept = len(stop) if self._include else 0
+        return max(0, self._least - self._released - kept)
+
+    def _pending(self, text: bytes) -> int:
         """Length of the longest end of the text that begins a stop string."""
-        longest = min(max(map(len, self._stops), default=1) - 1, len(text) - skip)
-        for size in range(longest, 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self._stops if len(stop) > size):
-                return size
+        for size in range(min(max(map(len, self._stops)) - 1, len(text)), 0, -1):
+            end = text[-size:]
+            for stop in self._stops:
+                begins = len(stop) > size and stop.startswith(end)
+                if begins and len(text) - size >= self._first_start(stop):
+                    return size
         return 0

@@ -31,7 +31,7 @@ class TokenizerRequest(BaseModel):
 
 class TokenizeRequest(TokenizerRequest):
     prompt: str = Field(description="Text, whose UTF-8 bytes are its tokens.")
-    add_special_tokens: bool = Field(
+    add_special_tokens: bool | None = Field(
         True, description="Accepted, and without any effect: no byte is a special token."
     )
     return_token_strs: bool | None = Field(False, description="Tell each token as a text too.")

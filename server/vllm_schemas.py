@@ -52,7 +52,9 @@ class VllmParameters(DecodingRequest):
     detokenize: Annotated[Literal[True], NotYet] = True
     return_tokens_as_token_ids: Annotated[Literal[False], NotYet] = False
     bad_words: Annotated[Annotated[list[str], Field(max_length=0)] | None, NotYet] = None
-    response_format: Annotated[dict[Literal["type"], Literal["text"]] | None, NotYet] = None
+    response_format: Annotated[
+        Annotated[dict[Literal["type"], Literal["text"]], Field(min_length=1)] | None, NotYet
+    ] = None
 
     @model_validator(mode="after")
     def _check_with_the_others(self) -> Self:

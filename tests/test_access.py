@@ -107,14 +107,16 @@ def test_bodies_have_a_bound() -> None:
     assert len(engine.submissions) == 1
 
 
-def post_in_pieces(client: Client, receive: Callable[[], Awaitable[Any]]) -> int:
+def post_in_pieces(
+    client: Client, receive: Callable[[], Awaitable[Any]], *more: tuple[bytes, bytes]
+) -> int:
     """The status of a POST whose body is what `receive` gives, over bare ASGI."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [(b"content-type", b"application/json")]
+    headers = [(b"content-type", b"application/json"), *more]
     scope = {"type": "http", "method": "POST", "path": "/generate", "raw_path": b"/generate"}
     client.run(client.app({**scope, "query_string": b"", "headers": headers}, receive, send))
     status: int = sent[0]["status"]
@@ -132,6 +134,14 @@ def test_a_body_is_refused_as_soon_as_it_is_too_large() -> None:
     with Client(FakeEngine(say(b"x")), max_body_bytes=450) as client:
         assert post_in_pieces(client, receive) == 413
     assert taken == 5
+
+
+def test_a_body_that_says_to_be_too_large_is_not_asked_for() -> None:
+    async def receive() -> dict[str, object]:
+        raise AssertionError
+
+    with Client(FakeEngine(say(b"x")), max_body_bytes=450) as client:
+        assert post_in_pieces(client, receive, (b"content-length", b"451")) == 413
 
 
 def test_a_body_has_to_come_in_time() -> None:

@@ -200,6 +200,21 @@ def test_bodies_that_are_refused(body: bytes, status: int) -> None:
     error_of(response)
 
 
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"prompt": "a", "prompt": "b"}', "prompt"),
+        (b'{"logit_bias": {"10": 1, "10": 2}}', "logit_bias.10"),
+        (b'{"a": {"b": {"c": 1, "\\u0063": 1}}}', "a.b.c"),
+        (b'{"a": [{"b": 1, "b": 1}]}', "b"),  # where lists are does not show
+    ],
+)
+def test_names_that_are_given_twice(body: bytes, param: str) -> None:
+    with Client(FakeEngine(say())) as client:
+        error = error_of(client.post_raw(body))
+    assert (error["param"], error["code"]) == (param, "duplicate_field")
+
+
 def test_content_types() -> None:
     with Client(FakeEngine(say(b"x"))) as client:
         for accepted in ("application/json", "Application/JSON; charset=utf-8"):
@@ -276,4 +291,5 @@ def test_paths_and_methods_that_are_not_there() -> None:
             assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
         response = client.get("/generate")
         assert (response.status_code, response.headers["Allow"]) == (405, "POST")
+        assert client.request("POST", "/health").headers["Allow"] == "GET, HEAD"
         assert error_of(response)["code"] == "method_not_allowed"
