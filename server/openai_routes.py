@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1")
     response_model=Completion,
     responses={
         200: documented_events(Completion, also=["[DONE]"]),
-        **documented_errors(400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503),
+        **documented_errors(400, 401, 404, 408, 409, 413, 415, 429, 500, 503),
     },
     openapi_extra=documented_body(
         CompletionRequest,
