@@ -7,7 +7,7 @@ that is not read either, so nothing that is in flight ends.
 import threading
 from typing import Any
 
-from patience import wait_for
+from patience import wait_until_set
 
 from specdec.decoder import Decoder
 
@@ -31,5 +31,5 @@ class Gate:
 
     def _begin(self, *arguments: Any) -> Any:
         self.rounds += 1
-        wait_for(self._way)
+        wait_until_set(self._way)
         return self._whole(*arguments)

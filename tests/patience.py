@@ -32,5 +32,5 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-def wait_for(event: threading.Event) -> None:
+def wait_until_set(event: threading.Event) -> None:
     assert event.wait(PATIENCE_S), "what was waited for has not come"

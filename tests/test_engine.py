@@ -14,7 +14,7 @@ import torch
 from fakes import FakeDrafter, HashModel, sometimes_right
 from gate import Gate
 from graph_decoders import fake_graph_decoder, run_ahead, torch_graph_decoder
-from patience import eventually, wait_for
+from patience import eventually, wait_until_set
 from set_times import set_times
 from test_scheduler import submission
 from tiny import CPU, agreeing_prophet, tiny_decoder, tiny_model
@@ -81,12 +81,12 @@ class Receiver:
             self.begun.set()
 
     def finished(self) -> Finished:
-        wait_for(self.done)
+        wait_until_set(self.done)
         assert isinstance(self.last, Finished)
         return self.last
 
     def failed(self) -> str:
-        wait_for(self.done)
+        wait_until_set(self.done)
         assert isinstance(self.last, Failed)
         return self.last.message
 
@@ -160,7 +160,7 @@ def test_a_cancelled_request_ends_at_once_and_frees_its_slot(ahead: int) -> None
         first, queued, last = Receiver(gate.shut), Receiver(), Receiver()
         engine.submit(submission("first", max_tokens=150, eos=None), first)
         engine.submit(submission("queued", max_tokens=150), queued)
-        wait_for(first.begun)
+        wait_until_set(first.begun)
         engine.cancel("queued")
         engine.cancel("first")
         engine.cancel("never seen")
@@ -185,7 +185,7 @@ def test_a_cancelled_row_is_gone_within_a_round(ahead: int) -> None:
 
         receiver = Receiver(shut)
         engine.submit(submission("a", max_tokens=150, draft_length=0, eos=None), receiver)
-        wait_for(receiver.begun)
+        wait_until_set(receiver.begun)
         engine.cancel("a")
         gate.open()
         assert receiver.finished().reason is FinishReason.CANCELLED
@@ -282,7 +282,7 @@ def test_rows_that_leave_and_join_while_a_round_is_under_way(ahead: int) -> None
                 receiver.after = gate.shut
             engine.submit(mixed(index), receiver)
             if index % 3 == 1:
-                wait_for(receivers[f"r{index - 1}"].begun)
+                wait_until_set(receivers[f"r{index - 1}"].begun)
                 engine.cancel(f"r{index - 1}")
                 gate.open()
         for name, receiver in receivers.items():
@@ -401,14 +401,14 @@ def test_a_round_that_hangs_does_not_keep_the_engine_from_stopping(
 
     def hanging(*arguments: object) -> object:
         hangs.set()
-        wait_for(release)
+        wait_until_set(release)
         raise RuntimeError("released")
 
     decoder.model.forward = hanging  # type: ignore[method-assign, assignment]
     receiver = Receiver()
     with running(decoder) as engine:
         engine.submit(submission("stuck"), receiver)
-        wait_for(hangs)
+        wait_until_set(hangs)
     assert "has not ended" in caplog.text
     release.set()
     receiver.failed()
@@ -421,7 +421,7 @@ def test_stopping_ends_what_is_in_flight_with_an_error(ahead: int) -> None:
     first, *others = receivers = [Receiver(gate.shut), Receiver(), Receiver()]
     with running(decoder) as engine, ThreadPoolExecutor(1) as stops:
         engine.submit(submission("r0", max_tokens=150, eos=None), first)
-        wait_for(first.begun)
+        wait_until_set(first.begun)
         for index, receiver in enumerate(others, 1):
             engine.submit(submission(f"r{index}", max_tokens=150), receiver)
         stopped = stops.submit(engine.stop)
@@ -529,11 +529,11 @@ def test_a_prompt_that_fails_takes_nobody_with_it_whose_round_is_under_way(ahead
             engine.submit(
                 submission(f"a{turn}", max_tokens=20 + turn, draft_length=0, eos=None), first
             )
-            wait_for(first.begun)
+            wait_until_set(first.begun)
             engine.submit(submission(f"b{turn}", prompt=b"!" * 30), second)
             gate.open()
             assert second.failed() == "the device ran out of memory"
-            wait_for(first.done)
+            wait_until_set(first.done)
             if isinstance(first.last, Finished):
                 assert len(first.output) == 20 + turn
         eventually(lambda: engine.status().idle)
@@ -620,7 +620,7 @@ def test_what_rounds_took_is_told() -> None:
         receiver = Receiver(gate.shut)
         asked = replace(mixed(0), max_tokens=60, mode=Mode.AUTO, draft_length=4, eos=None, stops=())
         engine.submit(asked, receiver)
-        wait_for(receiver.begun)
+        wait_until_set(receiver.begun)
         held = engine.figures().places_held
         gate.open()
         end = receiver.finished()

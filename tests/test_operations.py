@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import INFO, STATUS, Client, FakeEngine, error_of, say
-from patience import PATIENCE_S, until, wait_for
+from patience import PATIENCE_S, until, wait_until_set
 
 from server.answers import Version
 from server.app import create_app
@@ -24,7 +24,7 @@ def test_before_and_after_loading() -> None:
     engine = FakeEngine(say(b"x"))
 
     def load(_: Settings) -> FakeEngine:
-        wait_for(loaded)
+        wait_until_set(loaded)
         return engine
 
     async def scenario() -> None:

@@ -21,8 +21,7 @@ import httpx
 import pytest
 from fake_engine import STATUS, Client, FakeEngine, error_of
 from live import free_port, wait_for
-from patience import PATIENCE_S, eventually, until
-from patience import wait_for as waited
+from patience import PATIENCE_S, eventually, until, wait_until_set
 from test_disconnect import Connection
 
 from server.process import serve
@@ -243,7 +242,7 @@ def test_draining_has_an_end() -> None:
     released = threading.Event()
 
     def hanging(_: object) -> list[Any]:
-        waited(released)
+        wait_until_set(released)
         return []
 
     # one engine tells its requests when it is stopped, the other hangs
