@@ -12,8 +12,8 @@ from typing import TypeVar
 
 Value = TypeVar("Value")
 
-PATIENCE_S = 300.0
-"""Nothing takes so long but a fault."""
+PATIENCE_S = 900.0
+"""Nothing takes so long but a fault, were a processor shared by twenty."""
 
 
 def eventually(condition: Callable[[], Value]) -> Value:

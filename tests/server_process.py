@@ -76,6 +76,16 @@ def started(
 
 
 @contextmanager
+def told_if_it_fails(log: list[bytes]) -> Iterator[None]:
+    """What a server wrote, beside the assertion that fails."""
+    try:
+        yield
+    except AssertionError as error:
+        error.add_note(b"".join(log[-50:]).decode(errors="replace"))
+        raise
+
+
+@contextmanager
 def serving(checkpoint: Path, *flags: str, program: tuple[str, ...] = PLAIN) -> Iterator[Server]:
     """A server that is ready.  What is in flight or running behind the block, or when an assertion
     in it fails, is ended."""
@@ -87,7 +97,7 @@ def serving(checkpoint: Path, *flags: str, program: tuple[str, ...] = PLAIN) -> 
     reader.start()
     with process:
         try:
-            with server._opened:
+            with server._opened, told_if_it_fails(server.log):
                 wait_for(url, alive=lambda: process.poll() is None)
                 yield server
             if process.poll() is None:
