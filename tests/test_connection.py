@@ -4,11 +4,12 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine, say
+from patience import eventually
 from wire import connected, exchange, on_a_socket, parts, post, read_all
 
 from server.connection import MOST_HEAD_BYTES
@@ -21,13 +22,6 @@ def port() -> Iterator[int]:
 
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-
-
-def eventually(holds: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def error_in(answer: bytes) -> tuple[int, str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from fake_engine import FakeEngine
 from live import free_port, wait_for
-from test_connection import HEALTH, error_in, eventually
+from patience import eventually
+from test_connection import HEALTH, error_in
 from wire import connected, exchange, on_a_socket, parts, post, read_all
 
 from server.connections import RESERVED, Connections, most_connections

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine, say
-from test_connection import eventually
+from patience import eventually
 from wire import connected, on_a_socket, parts, post, read_all
 
 from server.connection import OLD_CLIENT_S
